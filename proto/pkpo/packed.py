@@ -9,14 +9,17 @@ array (a copy of the bytes with protobuf >= 7.34, element by element before).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from pkpo.v1.reward_transform_pb2 import DoubleValues, FloatValues
 
 _LENGTH_DELIMITED = 2
+
+Filled = TypeVar("Filled", bound=Message)
 
 
 def double_values(values: NDArray[Any]) -> DoubleValues:
@@ -29,7 +32,7 @@ def float_values(values: NDArray[Any]) -> FloatValues:
     return merge_packed(FloatValues(), FloatValues.VALUES_FIELD_NUMBER, values, "<f4")
 
 
-def merge_packed(message: Any, field_number: int, values: NDArray[Any], wire_dtype: str) -> Any:
+def merge_packed(message: Filled, field_number: int, values: NDArray[Any], wire_dtype: str) -> Filled:
     """`message`, with `values` appended to its packed field of fixed-width numbers.
 
     Args:

@@ -1,0 +1,139 @@
+"""Which k is legal for a variant and a group of n, and what becomes of one that is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pkpo_core.errors import MOST_VIOLATIONS, InvalidArgument, Violation, refuse_any
+from pkpo_core.groups import RewardGroups
+from pkpo_core.variants import VARIANTS, GroupStatus, KPolicy, Variant
+
+MOST_BOOTSTRAP_SAMPLES = 1 << 24
+LARGEST_K = (1 << 32) - 1  # the wire's
+
+_AT_MOST_N_LESS_ONE = (Variant.SLOO, Variant.CENTERED)
+_AT_LEAST_TWO_REWARDS = (Variant.SLOO_MINUS_ONE, Variant.LOO, Variant.TZSM, Variant.GRPO)
+_KField = Callable[[int], str]  # the path of the k of a group
+
+_PARTITIONED = (
+    Variant.NAIVE_PARTITIONED,
+    Variant.NAIVE_PARTITIONED_BASELINED,
+    Variant.LOO_MINUS_ONE_PARTITIONED,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LegalK:
+    """The k each group is transformed with.
+
+    Attributes:
+        k: int64, shape (groups,); 0 where no k is legal.
+        statuses: uint8, shape (groups,): FINE, K_CLAMPED or TOO_SMALL.
+    """
+
+    k: NDArray[np.int64]
+    statuses: NDArray[np.uint8]
+
+
+def legal_k(groups: RewardGroups, k: ArrayLike | None, variant: Variant, policy: KPolicy) -> LegalK:
+    """The k each group is transformed with, by the variant's range and the policy.
+
+    Raises:
+        InvalidArgument: the count of k is neither 1 nor the number of groups; a k is 0 or, under STRICT, outside the
+            variant's range; names `k[i]`, or the group's size where it has no legal k.
+    """
+    asked = k_values("k", () if k is None else k)
+    number = groups.number_of_groups
+    if asked.size not in (1, number) and not (asked.size == 0 and VARIANTS[variant].ignores_k):
+        raise InvalidArgument(
+            [Violation("k", f"has {asked.size} values; must have 1, or one for each of {number} groups")]
+        )
+    n = groups.sizes
+    field = "k[0]".format if asked.size == 1 else "k[{}]".format
+    if VARIANTS[variant].ignores_k:
+        asked = wanted = np.ones(number, np.int64)
+    else:
+        asked = np.broadcast_to(asked, number) if asked.size == 1 else asked
+        wanted = np.where(asked == 0, n, asked) if variant is Variant.TZSM else asked
+        refuse_any(_unclampable(groups, field, asked, wanted, variant))
+    legal = _largest_legal(variant, n, wanted)
+    if policy is KPolicy.STRICT:
+        refuse_any(_out_of_range(groups, field, asked, legal, legal != wanted, variant))
+    statuses = np.where(legal == wanted, GroupStatus.FINE, GroupStatus.K_CLAMPED)
+    statuses[legal == 0] = GroupStatus.TOO_SMALL
+    return LegalK(legal, statuses.astype(np.uint8))
+
+
+def k_values(field: str, k: ArrayLike) -> NDArray[np.int64]:
+    """The values of a k argument as an array, shape (values,).
+
+    Raises:
+        InvalidArgument: not integers, or outside 0 .. 2^32 - 1.
+    """
+    values = np.atleast_1d(np.asarray(k))
+    if values.size == 0:
+        return np.empty(0, np.int64)
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise InvalidArgument(
+            [Violation(field, f"is of {values.dtype}, shape {values.shape}; must be an integer or a list of integers")]
+        )
+    beyond = (values < 0) | (values > LARGEST_K)
+    refuse_any(
+        Violation(f"{field}[{i}]", f"is {values[i]}; must be from 0 to {LARGEST_K}")
+        for i in np.flatnonzero(beyond)[:MOST_VIOLATIONS]
+    )
+    return values.astype(np.int64)
+
+
+def _largest_legal(variant: Variant, n: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The largest legal k up to the one wanted, 0 where there is none."""
+    if variant in _PARTITIONED:
+        distinct, group = np.unique(np.stack((n, wanted)), axis=1, return_inverse=True)
+        return np.array([_largest_block(variant, *pair) for pair in distinct.T.tolist()])[group.reshape(-1)]
+    largest = n - 1 if variant in _AT_MOST_N_LESS_ONE else n
+    if variant is Variant.PASSK_BOOTSTRAP:
+        largest = np.minimum(n, MOST_BOOTSTRAP_SAMPLES // n)
+    legal = np.minimum(wanted, largest)
+    return np.where(n < 2, 0, legal) if variant in _AT_LEAST_TWO_REWARDS else legal
+
+
+@lru_cache(maxsize=4096)
+def _largest_block(variant: Variant, n: int, wanted: int) -> int:
+    smallest = 2 if variant is Variant.LOO_MINUS_ONE_PARTITIONED else 1
+    largest = min(wanted, n // 2 if variant is Variant.NAIVE_PARTITIONED_BASELINED else n)
+    low = [divisor for divisor in range(1, int(n**0.5) + 1) if n % divisor == 0]
+    divisors = {*low, *(n // divisor for divisor in low)}
+    return max((divisor for divisor in divisors if smallest <= divisor <= largest), default=0)
+
+
+def _unclampable(
+    groups: RewardGroups, field: _KField, asked: NDArray[np.int64], wanted: NDArray[np.int64], variant: Variant
+) -> Iterator[Violation]:
+    """What CLAMP cannot mend: k = 0, and for TZSM a k below n."""
+    for i in np.flatnonzero(wanted == 0)[:MOST_VIOLATIONS].tolist():
+        yield Violation(field(i), "is 0; must be at least 1")
+    if variant is Variant.TZSM:
+        for i in np.flatnonzero(wanted < groups.sizes)[:MOST_VIOLATIONS].tolist():
+            yield Violation(field(i), f"is {asked[i]}; tzsm takes n = {groups.sizes[i]} of group {i}, or 0 for n")
+
+
+def _out_of_range(
+    groups: RewardGroups,
+    field: _KField,
+    asked: NDArray[np.int64],
+    legal: NDArray[np.int64],
+    off: NDArray[np.bool_],
+    variant: Variant,
+) -> Iterator[Violation]:
+    allowed = f"{variant.value} takes {VARIANTS[variant].k_range}"
+    for i in np.flatnonzero(off)[:MOST_VIOLATIONS].tolist():
+        n = int(groups.sizes[i])
+        if n < 2 and legal[i] == 0:
+            yield Violation(groups.size_field(i), f"is {n}; {allowed}")
+        else:
+            yield Violation(field(i), f"is {asked[i]} for group {i} of n = {n}; {allowed}")

@@ -53,7 +53,7 @@ def compile_kernels() -> None:
     Takes about a second per kernel the first time on a machine, milliseconds afterwards. Does nothing where
     NUMBA_DISABLE_JIT is set.
     """
-    if config.DISABLE_JIT:
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]
         return
     for dispatcher, signatures in _kernels:
         for signature in signatures:

@@ -157,7 +157,8 @@ def maximum_estimates(
     """Fills max@k of each group, x_1 + above . gaps, and its jackknife standard error.
 
     The error is sqrt((n-1)/n sum_i centered_i^2), with `first` and `step` the weights of the centered gap form,
-    measured in the spread of the rewards so that no square over- or underflows. NaN where k > n; the error at k = n too.
+    measured in the spread of the rewards so that no square over- or underflows. Where k > n both are NaN, where k = n
+    the error is.
     """
     size = _largest_group(offsets)
     gaps = np.empty(size)

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numba import types
@@ -136,7 +135,8 @@ def _mix(z: int) -> int:
     return z ^ z >> 31
 
 
-def _mixed(z: NDArray[Any]) -> NDArray[Any]:
+def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return z ^ z >> np.uint64(31)
+    mixed: NDArray[np.uint64] = z ^ z >> np.uint64(31)
+    return mixed

@@ -1,0 +1,33 @@
+"""The same bits in every process, in every thread, and with the compiler off."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from core.samples import digest
+
+
+@pytest.mark.parametrize("compiler", ["on", "off"])
+def test_another_process_computes_the_same_bits(compiler: str) -> None:
+    other = subprocess.run(
+        [sys.executable, "-c", "from core.samples import digest; print(digest())"],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "NUMBA_DISABLE_JIT": "1" if compiler == "off" else "0",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert other.stdout.strip() == digest()
+
+
+def test_many_threads_compute_the_same_bits() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert len({digest(), *pool.map(lambda _: digest(), range(16))}) == 1

@@ -1,0 +1,192 @@
+"""Rollouts in files: a group and a reward per line of JSON, or per row of Parquet."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pkpo_client.errors import PkpoError
+
+
+class RolloutsError(PkpoError):
+    """A file of rollouts that cannot be read; says where and what to do."""
+
+
+class Progress(Protocol):
+    """What is told of the bytes or rows that have been read."""
+
+    def update(self, n: float) -> object: ...
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The rollouts of a file, in its order.
+
+    Attributes:
+        group_ids: of each rollout: the value of the group column, or a tuple where there are several columns.
+        rewards: float64, shape (rollouts,).
+        records: each rollout's record, where asked for.
+    """
+
+    group_ids: list[Any]
+    rewards: NDArray[np.float64]
+    records: list[Mapping[str, Any]]
+
+
+def read_rollouts(
+    path: str, group_columns: Sequence[str], reward_column: str, *, keep_records: bool, progress: Progress
+) -> Rollouts:
+    """The rollouts of a file.
+
+    Args:
+        path: of a .jsonl, .jsonl.gz or .parquet file, or "-" for JSON lines on standard input.
+        group_columns: the columns whose values together name a rollout's group.
+        reward_column: the column of the reward: a number, true or false.
+        keep_records: whether to keep whole records too.
+        progress: told of each line's bytes or each row.
+
+    Raises:
+        RolloutsError: the file, a line of it, or a needed library cannot be had; names the line and the column.
+    """
+    columns = [*group_columns, reward_column]
+    if path.endswith(".parquet"):
+        records = _parquet_records(path, None if keep_records else columns, progress)
+    else:
+        records = _json_records(path, progress)
+    group_ids: list[Any] = []
+    rewards: list[float] = []
+    kept: list[Mapping[str, Any]] = []
+    for place, record in records:
+        missing = [column for column in columns if column not in record]
+        if missing:
+            raise RolloutsError(
+                f"{place}: no column {missing[0]!r}; it has {', '.join(map(repr, record)) or 'none'}. "
+                "Name the columns with --group and --reward."
+            )
+        group_ids.append(_group_id(record, group_columns, place))
+        rewards.append(_reward(record[reward_column], reward_column, place))
+        if keep_records:
+            kept.append(record)
+    if not rewards:
+        raise RolloutsError(f"{path}: holds no rollouts")
+    return Rollouts(group_ids, np.array(rewards), kept)
+
+
+def _group_id(record: Mapping[str, Any], columns: Sequence[str], place: str) -> Any:
+    values = tuple(record[column] for column in columns)
+    for column, value in zip(columns, values, strict=True):
+        if not isinstance(value, (str, int)):
+            raise RolloutsError(f"{place}: {column!r} is {value!r}; a group is named by a string or an integer")
+    return values[0] if len(values) == 1 else values
+
+
+def _reward(value: Any, column: str, place: str) -> float:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RolloutsError(f"{place}: {column!r} is {value!r}; must be a finite number")
+    return float(value)
+
+
+def _json_records(path: str, progress: Progress) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with _opened(path) as lines:
+        for number, line in enumerate(lines, 1):
+            progress.update(len(line))
+            if line.isspace():
+                continue
+            place = f"{path}:{number}"
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise RolloutsError(f"{place}: is not JSON: {error}") from error
+            if not isinstance(record, dict):
+                raise RolloutsError(
+                    f"{place}: is a JSON {type(record).__name__}; must be an object with a group and a reward"
+                )
+            yield place, record
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Iterable[bytes]]:
+    try:
+        if path == "-":
+            yield sys.stdin.buffer
+        elif path.endswith(".gz"):
+            with gzip.open(path) as lines:
+                yield lines
+        else:
+            with Path(path).open("rb") as lines:
+                yield lines
+    except (OSError, EOFError) as error:
+        raise RolloutsError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _parquet_records(
+    path: str, columns: list[str] | None, progress: Progress
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise RolloutsError(f"{path}: reading Parquet needs pyarrow: pip install 'pkpo[local]'") from error
+    row = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            present = [name for name in columns if name in file.schema_arrow.names] if columns else None
+            for batch in file.iter_batches(columns=present):
+                for record in batch.to_pylist():
+                    row += 1
+                    progress.update(1)
+                    yield f"{path}: row {row}", record
+    except (OSError, ArrowException) as error:
+        raise RolloutsError(f"{path}: {error}") from error
+
+
+def size(path: str) -> int | None:
+    """How much `read_rollouts` will tell its progress of, where that is known: bytes, or rows of Parquet."""
+    if path == "-" or path.endswith(".gz"):
+        return None
+    if path.endswith(".parquet"):
+        try:
+            from pyarrow import parquet
+
+            return int(parquet.read_metadata(path).num_rows)
+        except Exception:  # reading will say what is wrong
+            return None
+    return Path(path).stat().st_size if Path(path).exists() else None
+
+
+def write_records(records: Iterable[Mapping[str, Any]], path: str) -> None:
+    """Writes records as JSON lines, or as Parquet where the path ends so; "-" is standard output.
+
+    Raises:
+        RolloutsError: the file or a needed library cannot be had.
+    """
+    try:
+        if path.endswith(".parquet"):
+            try:
+                import pyarrow as pa
+                from pyarrow import parquet
+            except ImportError as error:
+                raise RolloutsError(f"{path}: writing Parquet needs pyarrow: pip install 'pkpo[local]'") from error
+            parquet.write_table(pa.Table.from_pylist(list(records)), path)
+        elif path == "-":
+            _write_lines(records, sys.stdout)
+        else:
+            with gzip.open(path, "wt") if path.endswith(".gz") else Path(path).open("w") as file:
+                _write_lines(records, file)
+    except OSError as error:
+        raise RolloutsError(f"{path}: {error.strerror or error}") from error
+
+
+def _write_lines(records: Iterable[Mapping[str, Any]], file: IO[str] | io.TextIOBase) -> None:
+    for record in records:
+        file.write(json.dumps(record) + "\n")

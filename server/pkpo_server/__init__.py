@@ -1,0 +1,12 @@
+"""The gRPC service: rewards of groups of samples in, advantages that optimise pass@k out.
+
+main        argv, exit codes
+settings    everything that can be set, once
+lifecycle   one serving process: start, readiness, signals, drain
+workers     several of them behind one port and one metrics endpoint
+servicer    what each call means
+stream      many batches in flight on one call
+exchange    one request and its answer: decoding, computing, accounting
+codec       wire -> core -> wire
+refusal     every answer that is not advantages
+"""

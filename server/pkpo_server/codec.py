@@ -1,0 +1,447 @@
+"""Wire to core to wire. Pure functions: no sockets, no clocks, no counters.
+
+In, protobuf parses and the repeated fields are read as arrays. Out, an answer is written as the bytes of its message
+around the bytes of its arrays, joined once: the same message, at the cost of a copy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+from numpy.typing import NDArray
+
+import pkpo_core
+from pkpo import packed
+from pkpo.v1 import reward_transform_pb2 as pb
+from pkpo_core import GroupStatus, InvalidArgument, KPolicy, MaxAtK, RewardGroups, Scale, Variant, Violation
+from pkpo_server.refusal import MOST_VIOLATIONS, InvalidRequest
+
+Checkpoint = Callable[[], None]
+Part = bytes | memoryview
+_Member = TypeVar("_Member")
+_Message = TypeVar("_Message", bound=Message)
+
+DEFAULT_VARIANT = Variant.SLOO_MINUS_ONE
+RUN_ID = re.compile(r"[A-Za-z0-9._:/-]{0,128}")
+
+VARIANTS: Mapping[int, Variant] = {
+    pb.VARIANT_UNSPECIFIED: DEFAULT_VARIANT,
+    **{pb.Variant.Value(f"VARIANT_{variant.name}"): variant for variant in Variant},
+}
+_SCALES: Mapping[int, Scale] = {
+    pb.SCALE_UNSPECIFIED: Scale.SUM,
+    **{pb.Scale.Value(f"SCALE_{scale.name}"): scale for scale in Scale},
+}
+_K_POLICIES: Mapping[int, KPolicy] = {
+    pb.K_POLICY_UNSPECIFIED: KPolicy.STRICT,
+    **{pb.KPolicy.Value(f"K_POLICY_{policy.name}"): policy for policy in KPolicy},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may hold."""
+
+    max_message_bytes: int
+    max_rewards: int
+    max_group_size: int
+    max_groups: int
+    max_estimate_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What an answer did, for metrics."""
+
+    groups: int
+    rewards: int
+    zero_signal: int = 0
+    clamped: int = 0
+    too_small: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A message of the contract, as bytes in parts."""
+
+    parts: tuple[Part, ...]
+    tally: Tally
+
+    def message(self) -> bytes:
+        """The answer of a unary call."""
+        return b"".join(self.parts)
+
+    def stream_message(self, sequence: int) -> bytes:
+        """The same as the answer to one message of a stream: a TransformStreamResponse."""
+        size = sum(_size(part) for part in self.parts)
+        head = _sequence(sequence) + _head(pb.TransformStreamResponse.RESPONSE_FIELD_NUMBER, size)
+        return b"".join((head, *self.parts))
+
+
+class Work(Protocol):
+    """A decoded request that broke no rule of the wire."""
+
+    @property
+    def cost(self) -> int:
+        """About how many rewards are visited, once for each pass over them."""
+
+    def run(self, checkpoint: Checkpoint) -> Answer:
+        """The answer. Calls `checkpoint` between slices of the work. Raises InvalidRequest."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransformWork:
+    """A TransformRequest."""
+
+    groups: RewardGroups
+    k: int | NDArray[np.uint32] | None
+    variant: Variant
+    scale: Scale
+    k_policy: KPolicy
+    estimate_k: tuple[int, ...]
+    seed: int
+    first_group: int
+
+    @property
+    def cost(self) -> int:
+        passes = 1 + len(self.estimate_k)
+        if self.variant is Variant.PASSK_BOOTSTRAP and self.k is not None:
+            # One random draw for each member of each subset, dearer than a visit.
+            passes += 2 * int(np.max(self.k))
+        return self.groups.rewards.size * passes
+
+    def run(self, checkpoint: Checkpoint) -> Answer:
+        try:
+            transformed = pkpo_core.transform(
+                self.groups,
+                self.k,
+                variant=self.variant,
+                scale=self.scale,
+                k_policy=self.k_policy,
+                estimate_k=self.estimate_k,
+                seed=self.seed,
+                first_group=self.first_group,
+                checkpoint=checkpoint,
+            )
+        except InvalidArgument as error:
+            raise InvalidRequest(error.violations) from error
+        statuses = transformed.group_statuses
+        parts = [*_values(transformed.advantages)]
+        zero_signal = clamped = too_small = 0
+        if statuses.any():
+            # A packed enum is a varint per value, and these are all below 128: one byte each.
+            parts += _packed(pb.TransformResponse.GROUP_STATUSES_FIELD_NUMBER, statuses)
+            counts = np.bincount(statuses, minlength=len(GroupStatus))
+            zero_signal = int(counts[GroupStatus.NO_SIGNAL])
+            clamped = int(counts[GroupStatus.K_CLAMPED])
+            too_small = int(counts[GroupStatus.TOO_SMALL])
+        parts += _estimates(pb.TransformResponse.ESTIMATES_FIELD_NUMBER, transformed.estimates)
+        tally = Tally(statuses.size, self.groups.rewards.size, zero_signal, clamped, too_small)
+        return Answer(tuple(parts), tally)
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateWork:
+    """An EstimateRequest."""
+
+    groups: RewardGroups
+    k: tuple[int, ...]
+
+    @property
+    def cost(self) -> int:
+        return self.groups.rewards.size * (1 + len(self.k))
+
+    def run(self, checkpoint: Checkpoint) -> Answer:
+        try:
+            estimates = pkpo_core.estimate(self.groups, self.k, checkpoint=checkpoint)
+        except InvalidArgument as error:
+            raise InvalidRequest(error.violations) from error
+        parts = _estimates(pb.EstimateResponse.ESTIMATES_FIELD_NUMBER, estimates)
+        return Answer(tuple(parts), Tally(self.groups.number_of_groups, self.groups.rewards.size))
+
+
+# --- in ---------------------------------------------------------------------------------------------------------------
+
+
+def transform_request(raw: bytes) -> pb.TransformRequest:
+    """The message of a Transform call. Raises InvalidRequest where the bytes are none."""
+    return _parsed(pb.TransformRequest, raw)
+
+
+def estimate_request(raw: bytes) -> pb.EstimateRequest:
+    """The message of an Estimate call. Raises InvalidRequest where the bytes are none."""
+    return _parsed(pb.EstimateRequest, raw)
+
+
+def stream_request(raw: bytes) -> pb.TransformStreamRequest:
+    """One message of a TransformStream call. Raises InvalidRequest where the bytes are none."""
+    return _parsed(pb.TransformStreamRequest, raw)
+
+
+def stream_sequence(raw: bytes) -> int | None:
+    """The sequence number of a stream message whose request cannot be parsed; None where not even that can be read."""
+    try:
+        # A message without fields parses whatever has the shape of fields, and keeps it.
+        fields = UnknownFieldSet(pb.GetServerInfoRequest.FromString(raw))
+    except DecodeError:
+        return None
+    sequence = 0
+    for unknown in (fields[i] for i in range(len(fields))):
+        if unknown.field_number == pb.TransformStreamRequest.SEQUENCE_FIELD_NUMBER and unknown.wire_type == 0:
+            sequence = unknown.data
+    return sequence
+
+
+def transform_work(request: pb.TransformRequest, limits: Limits) -> TransformWork:
+    """The work a request asks for, once it breaks no rule of the wire and no limit; core checks the rest.
+
+    Raises:
+        InvalidRequest: names every offender found, up to a bound.
+    """
+    found: list[Violation] = []
+    variant = _member(VARIANTS, "variant", pb.Variant, request.variant, found)
+    scale = _member(_SCALES, "scale", pb.Scale, request.scale, found)
+    k_policy = _member(_K_POLICIES, "k_policy", pb.KPolicy, request.k_policy, found)
+    estimate_k = _estimate_k("estimate_k", request.estimate_k, limits, found)
+    found += _run_id_violations(request.run_id)
+    groups = _reward_groups(request, limits, found)
+    if groups is not None:
+        size = groups.rewards.nbytes + groups.number_of_groups + _estimates_size(groups, estimate_k)
+        found += _answer_violations("estimate_k" if estimate_k else "groups", size, limits)
+    if found or groups is None or variant is None or scale is None or k_policy is None:
+        raise InvalidRequest(found)
+    k: int | NDArray[np.uint32] | None = None
+    if len(request.k) == 1:
+        k = request.k[0]
+    elif request.k:
+        k = packed.array(request.k, np.uint32)
+    return TransformWork(groups, k, variant, scale, k_policy, estimate_k, request.seed, request.first_group)
+
+
+def estimate_work(request: pb.EstimateRequest, limits: Limits) -> EstimateWork:
+    """The work a request asks for, once it breaks no rule of the wire and no limit; core checks the rest.
+
+    Raises:
+        InvalidRequest: names every offender found, up to a bound.
+    """
+    found: list[Violation] = []
+    k = _estimate_k("k", request.k, limits, found)
+    groups = _reward_groups(request, limits, found)
+    if groups is not None:
+        found += _answer_violations("k", _estimates_size(groups, k), limits)
+    if found or groups is None:
+        raise InvalidRequest(found)
+    return EstimateWork(groups, k)
+
+
+def variant_name(number: int) -> str | None:
+    """The name of a wire variant, the default's for 0; None for a number that is no variant."""
+    variant = VARIANTS.get(number)
+    return None if variant is None else variant.name
+
+
+def legal_run_id(run_id: str) -> bool:
+    """Whether a run_id keeps to the contract."""
+    return RUN_ID.fullmatch(run_id) is not None
+
+
+def _parsed(message: type[_Message], raw: bytes) -> _Message:
+    try:
+        return message.FromString(raw)
+    except DecodeError as error:
+        name = message.DESCRIPTOR.full_name
+        raise InvalidRequest([Violation("message", f"{len(raw)} bytes that are no {name}")]) from error
+
+
+def _reward_groups(
+    request: pb.TransformRequest | pb.EstimateRequest, limits: Limits, found: list[Violation]
+) -> RewardGroups | None:
+    message = request.groups
+    kind, shape = message.WhichOneof("rewards"), message.WhichOneof("shape")
+    broken = list(_group_violations(message, kind, shape, limits))
+    if not broken:
+        rewards = (
+            packed.array(message.f64.values, np.float64)
+            if kind == "f64"
+            else packed.array(message.f32.values, np.float32)
+        )
+        sizes: int | NDArray[Any] = message.group_size
+        if shape == "group_sizes":
+            sizes = packed.array(message.group_sizes.sizes, np.uint32)
+            broken += (
+                Violation(
+                    f"groups.group_sizes[{i}]",
+                    f"is {sizes[i]}; must be at most max_group_size = {limits.max_group_size}",
+                )
+                for i in islice(np.flatnonzero(sizes > limits.max_group_size), MOST_VIOLATIONS)
+            )
+        if not broken:
+            try:
+                return RewardGroups(rewards, sizes)
+            except InvalidArgument as error:
+                broken += error.violations
+    found += broken
+    return None
+
+
+def _group_violations(
+    message: pb.RewardGroups, kind: str | None, shape: str | None, limits: Limits
+) -> Iterator[Violation]:
+    rewards = 0
+    if kind is None:
+        yield Violation("groups.rewards", "is absent; must be f64 or f32")
+    else:
+        rewards = len(message.f64.values if kind == "f64" else message.f32.values)
+        if rewards > limits.max_rewards:
+            yield Violation("groups.rewards", f"holds {rewards}; must hold at most max_rewards = {limits.max_rewards}")
+    if shape is None:
+        yield Violation("groups.shape", "is absent; must be group_size or group_sizes")
+    elif shape == "group_size":
+        size = message.group_size
+        if size > limits.max_group_size:
+            yield Violation("groups.group_size", f"is {size}; must be at most max_group_size = {limits.max_group_size}")
+        elif size and rewards // size > limits.max_groups:
+            yield Violation(
+                "groups.group_size",
+                f"is {size}, which makes {rewards // size} groups; must make at most max_groups = {limits.max_groups}",
+            )
+    elif len(message.group_sizes.sizes) > limits.max_groups:
+        yield Violation(
+            "groups.group_sizes",
+            f"holds {len(message.group_sizes.sizes)}; must hold at most max_groups = {limits.max_groups}",
+        )
+
+
+def _member(
+    members: Mapping[int, _Member], name: str, enum: Any, number: int, found: list[Violation]
+) -> _Member | None:
+    member = members.get(number)
+    if member is None:
+        found.append(Violation(name, f"is {number}, which is no {enum.DESCRIPTOR.name}; must be 0 to {max(members)}"))
+    return member
+
+
+def _estimate_k(name: str, values: Any, limits: Limits, found: list[Violation]) -> tuple[int, ...]:
+    if len(values) > limits.max_estimate_k:
+        found.append(
+            Violation(name, f"holds {len(values)}; must hold at most max_estimate_k = {limits.max_estimate_k}")
+        )
+        return ()
+    estimate_k = tuple(values)
+    zeros = (Violation(f"{name}[{i}]", "is 0; must be at least 1") for i, k in enumerate(estimate_k) if k == 0)
+    found += islice(zeros, MOST_VIOLATIONS)
+    return estimate_k
+
+
+def _run_id_violations(run_id: str) -> Iterator[Violation]:
+    if not legal_run_id(run_id):
+        yield Violation(
+            "run_id", f"is {run_id[:40]!a}, {len(run_id)} long; must be up to 128 of letters, digits and . _ : / -"
+        )
+
+
+def _estimates_size(groups: RewardGroups, k: tuple[int, ...]) -> int:
+    return len(k) * (2 * 8 * groups.number_of_groups + 32)
+
+
+def _answer_violations(name: str, size: int, limits: Limits) -> Iterator[Violation]:
+    size += 64  # tags and lengths
+    if size > limits.max_message_bytes:
+        yield Violation(
+            name,
+            f"asks for an answer of {size} bytes; must be at most max_message_bytes = {limits.max_message_bytes}:"
+            " send fewer groups",
+        )
+
+
+# --- out --------------------------------------------------------------------------------------------------------------
+
+
+def server_info(version: str, limits: Limits) -> bytes:
+    """The answer to GetServerInfo."""
+    numbers = {variant: number for number, variant in VARIANTS.items() if number}
+    return pb.GetServerInfoResponse(
+        version=version,
+        variants=[
+            pb.VariantInfo(
+                variant=numbers[info.variant],  # type: ignore[arg-type]
+                source=info.source,
+                k_range=info.k_range,
+                needs_seed=info.needs_seed,
+            )
+            for info in pkpo_core.VARIANTS.values()
+        ],
+        limits=pb.Limits(
+            max_message_bytes=limits.max_message_bytes,
+            max_rewards=limits.max_rewards,
+            max_group_size=limits.max_group_size,
+            max_groups=limits.max_groups,
+            max_estimate_k=limits.max_estimate_k,
+        ),
+        default_variant=numbers[DEFAULT_VARIANT],  # type: ignore[arg-type]
+    ).SerializeToString()
+
+
+def stream_error(sequence: int, error: pb.TransformError) -> bytes:
+    """The answer to one message of a stream that is not advantages."""
+    return pb.TransformStreamResponse(sequence=sequence, error=error).SerializeToString()
+
+
+def _values(advantages: NDArray[Any]) -> list[Part]:
+    if advantages.dtype == np.float32:
+        outer, inner, dtype = pb.TransformResponse.F32_FIELD_NUMBER, pb.FloatValues.VALUES_FIELD_NUMBER, "<f4"
+    else:
+        outer, inner, dtype = pb.TransformResponse.F64_FIELD_NUMBER, pb.DoubleValues.VALUES_FIELD_NUMBER, "<f8"
+    values = _packed(inner, advantages.astype(dtype, copy=False))
+    return [_head(outer, sum(map(_size, values))), *values]
+
+
+def _estimates(number: int, estimates: tuple[MaxAtK, ...]) -> list[Part]:
+    parts: list[Part] = []
+    for estimate in estimates:
+        message = [
+            _tag(pb.MaxAtK.K_FIELD_NUMBER, 0) + _varint(estimate.k),
+            *_packed(pb.MaxAtK.VALUES_FIELD_NUMBER, estimate.values.astype("<f8", copy=False)),
+            *_packed(pb.MaxAtK.STANDARD_ERRORS_FIELD_NUMBER, estimate.standard_errors.astype("<f8", copy=False)),
+        ]
+        parts += [_head(number, sum(map(_size, message))), *message]
+    return parts
+
+
+def _packed(number: int, values: NDArray[Any]) -> list[Part]:
+    data = np.ascontiguousarray(values).data
+    return [_head(number, data.nbytes), data]
+
+
+def _head(number: int, size: int) -> bytes:
+    return _tag(number, 2) + _varint(size)
+
+
+def _sequence(sequence: int) -> bytes:
+    return _tag(pb.TransformStreamResponse.SEQUENCE_FIELD_NUMBER, 0) + _varint(sequence)
+
+
+def _tag(number: int, wire_type: int) -> bytes:
+    return _varint(number << 3 | wire_type)
+
+
+def _size(part: Part) -> int:
+    return part.nbytes if isinstance(part, memoryview) else len(part)
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

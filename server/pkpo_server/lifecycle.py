@@ -1,0 +1,271 @@
+"""One serving process: start, readiness, signals, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
+
+import pkpo_core
+from pkpo import __version__
+from pkpo_server import logs
+from pkpo_server.address import CannotListen, is_loopback, tcp_address, unix_address
+from pkpo_server.admission import Admission
+from pkpo_server.codec import Limits
+from pkpo_server.computation import Computation, default_threads
+from pkpo_server.exchange import Means
+from pkpo_server.health import Health
+from pkpo_server.logs import BoundedLog, Log
+from pkpo_server.metrics import Metrics
+from pkpo_server.prometheus import serve_metrics
+from pkpo_server.servicer import SERVICE, RewardTransformServicer, warm_up
+from pkpo_server.settings import Settings
+
+HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+# Clients ping idle connections, every 30 s by default here; the library's default would hang up on those as abusers.
+LEAST_PING_INTERVAL_MS = 10_000
+# Our own pings find callers that vanished without a word, so that their streams do not stay open for hours.
+KEEPALIVE_TIME_MS = 60_000
+KEEPALIVE_TIMEOUT_MS = 20_000
+# Room for a trace context and a token.
+MOST_METADATA_BYTES = 16 * 2**10
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one process listens, and whom it tells what.
+
+    Attributes:
+        address: as gRPC writes it.
+        shared: whether other processes listen on the same port, so that this one must not before it can serve.
+        listening: told the address with its real port.
+        serving: told the same, once calls are answered.
+        abandoned: a file descriptor that ends when nobody is left to serve for; None where there is none.
+    """
+
+    address: str
+    shared: bool
+    listening: Callable[[str], None]
+    serving: Callable[[str], None]
+    abandoned: int | None = None
+
+
+class Server:
+    """The lifetime of one process that serves. Runs once.
+
+    Args:
+        settings: what was set.
+        place: where to listen.
+        registry: where metrics are registered.
+        log: where to write.
+    """
+
+    def __init__(self, settings: Settings, place: Place, registry: CollectorRegistry, log: Log) -> None:
+        self._settings = settings
+        self._place = place
+        self._log = log
+        self._refusals = BoundedLog(log)
+        self._computation = Computation(settings.threads or default_threads(settings.workers))
+        limits = Limits(
+            max_message_bytes=settings.max_message_bytes,
+            max_rewards=settings.max_rewards,
+            max_group_size=settings.max_group_size,
+            max_groups=settings.max_groups,
+            max_estimate_k=settings.max_estimate_k,
+        )
+        self._means = Means(limits, self._computation, Metrics(registry, settings.max_run_ids), self._refusals)
+        self._servicer = RewardTransformServicer(
+            self._means, Admission(settings.max_concurrent_rpcs), settings.stream_in_flight
+        )
+
+    async def run(self) -> int:
+        """Serves until told to stop, and returns the exit status.
+
+        Raises:
+            CannotListen: the address is taken, or not ours.
+        """
+        stop = self._stop_signal()
+        health = Health([SERVICE])
+        server = self._grpc_server(health)
+        if not self._place.shared:
+            address = self._listen(server)
+            await server.start()
+        ready = self._prepared()
+        either: set[asyncio.Future[Any]] = {ready, stop}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            ready.result()
+            if self._place.shared:
+                address = self._listen(server)
+                await server.start()
+            self._servicer.serve()
+            health.serve()
+            self._place.serving(address)
+        signal_name = await stop
+        await self._drain(server, health, signal_name)
+        return 0
+
+    def _grpc_server(self, health: Health) -> aio.Server:
+        server = aio.server(options=_options(self._settings, self._place.shared))
+        server.add_generic_rpc_handlers((self._servicer.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        if self._settings.reflection:
+            from grpc_reflection.v1alpha import reflection
+
+            reflection.enable_server_reflection((SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+        return server
+
+    def _listen(self, server: aio.Server) -> str:
+        address = self._place.address
+        if address.startswith("unix:"):
+            _refuse_a_socket_in_use(Path(address[5:]))
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise CannotListen(f"cannot listen on {address}: it is in use, or no address of this machine") from error
+        if not address.startswith("unix:"):
+            address = f"{address.rpartition(':')[0]}:{port}"
+            if not is_loopback(self._settings.host):
+                self._log.warning(
+                    "insecure",
+                    address=address,
+                    message="open to everyone who can reach it, without TLS or authentication",
+                )
+        self._place.listening(address)
+        return address
+
+    def _prepared(self) -> asyncio.Future[None]:
+        # In a thread that nothing waits for: a signal during a first, slow compilation ends the process at once.
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+
+        def tell(error: BaseException | None) -> None:
+            if not ready.done():
+                ready.set_result(None) if error is None else ready.set_exception(error)
+
+        def prepare() -> None:
+            started = time.monotonic()
+            try:
+                pkpo_core.compile_kernels()
+                warm_up(self._means)
+            except Exception as error:
+                loop.call_soon_threadsafe(tell, error)
+            else:
+                self._log.debug("prepared", seconds=round(time.monotonic() - started, 3))
+                loop.call_soon_threadsafe(tell, None)
+
+        threading.Thread(target=prepare, name="prepare", daemon=True).start()
+        return ready
+
+    def _stop_signal(self) -> asyncio.Future[str]:
+        loop = asyncio.get_running_loop()
+        stop: asyncio.Future[str] = loop.create_future()
+
+        def on_signal(number: signal.Signals) -> None:
+            if stop.done():
+                self._log.warning("forced", signal=number.name)
+                os._exit(128 + number)
+            stop.set_result(number.name)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number)
+        if self._place.abandoned is not None:
+
+            def on_abandoned(descriptor: int) -> None:
+                loop.remove_reader(descriptor)
+                if not stop.done():
+                    stop.set_result("abandoned")
+
+            loop.add_reader(self._place.abandoned, on_abandoned, self._place.abandoned)
+        return stop
+
+    async def _drain(self, server: aio.Server, health: Health, signal_name: str) -> None:
+        started = time.monotonic()
+        self._log.info("draining", signal=signal_name, drain_seconds=self._settings.drain_seconds)
+        health.drain()
+        self._servicer.drain()
+        await server.stop(self._settings.drain_seconds)
+        self._computation.stop()
+        self._refusals.flush()
+        self._log.info("stopped", seconds=round(time.monotonic() - started, 3))
+
+
+def run_server(settings: Settings) -> int:
+    """Serves from this process alone until told to stop, and returns the exit status."""
+    log = logs.configure(settings.log_level)
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    GCCollector(registry=registry)
+    try:
+        log.info("metrics", address=serve_metrics(settings.metrics_host, settings.metrics_port, registry))
+    except CannotListen as error:
+        log.error("failed", message=str(error))
+        return 1
+    address = tcp_address(settings.host, settings.port)
+    if settings.unix_socket is not None:
+        address = unix_address(settings.unix_socket)
+    place = Place(
+        address,
+        shared=False,
+        listening=lambda address: log.info("listening", address=address),
+        serving=lambda address: log.info("serving", address=address, version=__version__),
+    )
+    return run_place(settings, place, registry, log)
+
+
+def run_place(settings: Settings, place: Place, registry: CollectorRegistry, log: Log) -> int:
+    """Serves from this process until told to stop, and returns the exit status."""
+
+    async def run() -> int:
+        return await Server(settings, place, registry, log).run()
+
+    try:
+        return asyncio.run(run())
+    except CannotListen as error:
+        log.error("failed", message=str(error))
+    except Exception as error:
+        log.error("failed", message="the server cannot go on", exc_info=error)
+    return 1
+
+
+def _options(settings: Settings, shared: bool) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_concurrent_streams", settings.max_concurrent_rpcs),
+        ("grpc.max_metadata_size", MOST_METADATA_BYTES),
+        ("grpc.so_reuseport", int(shared)),
+        ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", LEAST_PING_INTERVAL_MS),
+    ]
+    if settings.max_connection_age_seconds:
+        options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age_seconds * 1000)))
+    return options
+
+
+def _refuse_a_socket_in_use(path: Path) -> None:
+    # gRPC removes a socket that is already there, be it left over or another server's.
+    if not path.parent.is_dir():
+        raise CannotListen(f"cannot listen on unix:{path}: {path.parent} is no directory")
+    if path.exists() and not path.is_socket():
+        raise CannotListen(f"cannot listen on unix:{path}: it exists and is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return
+    raise CannotListen(f"cannot listen on unix:{path}: another process serves on it")

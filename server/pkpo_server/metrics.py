@@ -1,0 +1,220 @@
+"""What is counted: names, labels and meaning, from which the documented table comes, and the counting."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version as installed
+from typing import Any
+
+import grpc
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from pkpo import __version__
+from pkpo_core import Variant
+from pkpo_server.codec import Tally
+from pkpo_server.prometheus import Definition
+
+TRANSFORM, TRANSFORM_STREAM, ESTIMATE, GET_SERVER_INFO = "Transform", "TransformStream", "Estimate", "GetServerInfo"
+METHODS = (TRANSFORM, TRANSFORM_STREAM, ESTIMATE, GET_SERVER_INFO)
+NO_VARIANT, UNKNOWN_VARIANT = "none", "unknown"
+NO_RUN, OTHER_RUN = "none", "other"
+CODES = tuple(
+    code.name
+    for code in (
+        grpc.StatusCode.OK,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+    )
+)
+REASONS = (
+    "message",
+    "request",
+    "groups",
+    "groups.rewards",
+    "groups.shape",
+    "groups.group_size",
+    "groups.group_sizes",
+    "variant",
+    "k",
+    "scale",
+    "k_policy",
+    "estimate_k",
+    "seed",
+    "run_id",
+    "overloaded",
+    "starting",
+    "draining",
+    "deadline",
+    "cancelled",
+    "internal",
+)
+# A small batch takes about 0.1 ms and the largest some seconds; 30 s is the client's default deadline. Steps of 2 to
+# 2.5 keep a quantile read off them within that factor.
+SECONDS_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+# Batches range over six powers of ten, from one prompt to the default limits; a factor of 4 tells them apart.
+REWARDS_BUCKETS = tuple(4.0**i for i in range(1, 13))
+GROUPS_BUCKETS = tuple(4.0**i for i in range(11))
+
+
+REQUESTS = Definition(
+    Counter,
+    "pkpo_requests_total",
+    "Requests answered: unary calls, and for TransformStream each message. Variant is `none` where the method has none,"
+    " `unknown` where the request names none that exists.",
+    ("method", "variant", "code"),
+)
+REFUSED = Definition(
+    Counter,
+    "pkpo_refused_total",
+    "Requests not answered with a result, by the first field at fault, or by why none was looked at.",
+    ("reason",),
+)
+GROUPS = Definition(Counter, "pkpo_groups_total", "Groups of rewards answered.", ("variant", "run"))
+REWARDS = Definition(Counter, "pkpo_rewards_total", "Rewards answered.", ("variant", "run"))
+ZERO_SIGNAL = Definition(
+    Counter,
+    "pkpo_zero_signal_groups_total",
+    "Groups whose rewards are all equal or whose advantages are all 0: the run learns nothing from them.",
+    ("variant", "run"),
+)
+CLAMPED = Definition(
+    Counter, "pkpo_clamped_groups_total", "Groups whose k was lowered to the largest legal one.", ("variant", "run")
+)
+TOO_SMALL = Definition(
+    Counter, "pkpo_too_small_groups_total", "Groups too small for any k, answered with zeros.", ("variant", "run")
+)
+REQUEST_SECONDS = Definition(
+    Histogram,
+    "pkpo_request_seconds",
+    "From a request's arrival in the process to its answer, without the network.",
+    ("method",),
+    SECONDS_BUCKETS,
+)
+KERNEL_SECONDS = Definition(
+    Counter, "pkpo_kernel_seconds_total", "Time spent computing, without parsing and writing messages.", ("variant",)
+)
+BATCH_REWARDS = Definition(Histogram, "pkpo_batch_rewards", "Rewards in a request answered.", (), REWARDS_BUCKETS)
+BATCH_GROUPS = Definition(Histogram, "pkpo_batch_groups", "Groups in a request answered.", (), GROUPS_BUCKETS)
+IN_FLIGHT = Definition(Gauge, "pkpo_in_flight", "Requests being answered.", ("method",))
+OPEN_STREAMS = Definition(Gauge, "pkpo_open_streams", "Streams open.")
+BUILD_INFO = Definition(
+    Gauge,
+    "pkpo_build_info",
+    "Always 1; what runs.",
+    ("version", "python", "numba", "numpy", "grpcio"),
+    joined="livemax",
+)
+DEFINITIONS = (
+    REQUESTS,
+    REFUSED,
+    GROUPS,
+    REWARDS,
+    ZERO_SIGNAL,
+    CLAMPED,
+    TOO_SMALL,
+    REQUEST_SECONDS,
+    KERNEL_SECONDS,
+    BATCH_REWARDS,
+    BATCH_GROUPS,
+    IN_FLIGHT,
+    OPEN_STREAMS,
+    BUILD_INFO,
+)
+
+
+class Metrics:
+    """The counters of one process. Every series that can be foreseen exists from the start, at zero.
+
+    Args:
+        registry: where they are registered.
+        max_run_ids: how many runs get series of their own; those that come later share `other`.
+    """
+
+    def __init__(self, registry: CollectorRegistry, max_run_ids: int) -> None:
+        self._built = {definition: definition.build(registry) for definition in DEFINITIONS}
+        self._series: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._max_run_ids = max_run_ids
+        self._runs: set[str] = set()
+        self.open_streams: Gauge = self._built[OPEN_STREAMS]
+        self._batch_rewards: Histogram = self._built[BATCH_REWARDS]
+        self._batch_groups: Histogram = self._built[BATCH_GROUPS]
+        self._foresee()
+        self._get(
+            BUILD_INFO, (__version__, platform.python_version(), *map(installed, ("numba", "numpy", "grpcio")))
+        ).set(1)
+
+    def started(self, method: str) -> None:
+        """A request arrived."""
+        self._get(IN_FLIGHT, (method,)).inc()
+
+    def finished(self, method: str, variant: str, code: grpc.StatusCode, seconds: float) -> None:
+        """Its answer is ready."""
+        self._get(IN_FLIGHT, (method,)).dec()
+        self._get(REQUESTS, (method, variant, code.name)).inc()
+        self._get(REQUEST_SECONDS, (method,)).observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        """It was not answered with a result."""
+        self._get(REFUSED, (reason if reason in REASONS else "other",)).inc()
+
+    def answered(self, variant: str, run_id: str, tally: Tally, kernel_seconds: float) -> None:
+        """It was answered with a result."""
+        labels = (variant, self._run(run_id))
+        if (GROUPS.name, labels) not in self._series:
+            self._foresee_run(*labels)
+        self._get(GROUPS, labels).inc(tally.groups)
+        self._get(REWARDS, labels).inc(tally.rewards)
+        for definition, groups in (
+            (ZERO_SIGNAL, tally.zero_signal),
+            (CLAMPED, tally.clamped),
+            (TOO_SMALL, tally.too_small),
+        ):
+            if groups:
+                self._get(definition, labels).inc(groups)
+        self._get(KERNEL_SECONDS, (variant,)).inc(kernel_seconds)
+        self._batch_rewards.observe(tally.rewards)
+        self._batch_groups.observe(tally.groups)
+
+    def _foresee(self) -> None:
+        variants = [variant.name for variant in Variant]
+        by_method = {
+            TRANSFORM: [*variants, UNKNOWN_VARIANT],
+            TRANSFORM_STREAM: [*variants, UNKNOWN_VARIANT],
+            ESTIMATE: [NO_VARIANT],
+            GET_SERVER_INFO: [NO_VARIANT],
+        }
+        for method, names in by_method.items():
+            self._get(IN_FLIGHT, (method,))
+            self._get(REQUEST_SECONDS, (method,))
+            for name in names:
+                for code in CODES:
+                    self._get(REQUESTS, (method, name, code))
+        for reason in (*REASONS, "other"):
+            self._get(REFUSED, (reason,))
+        for name in (*variants, NO_VARIANT):
+            self._get(KERNEL_SECONDS, (name,))
+            self._foresee_run(name, NO_RUN)
+
+    def _foresee_run(self, variant: str, run: str) -> None:
+        of_transforms = () if variant == NO_VARIANT else (ZERO_SIGNAL, CLAMPED, TOO_SMALL)
+        for definition in (GROUPS, REWARDS, *of_transforms):
+            self._get(definition, (variant, run))
+
+    def _run(self, run_id: str) -> str:
+        if not run_id or not self._max_run_ids:
+            return NO_RUN
+        if run_id not in self._runs:
+            if len(self._runs) >= self._max_run_ids:
+                return OTHER_RUN
+            self._runs.add(run_id)
+        return run_id
+
+    def _get(self, definition: Definition, labels: tuple[str, ...]) -> Any:
+        series = self._series.get((definition.name, labels))
+        if series is None:
+            series = self._series[definition.name, labels] = self._built[definition].labels(*labels)
+        return series

@@ -1,0 +1,70 @@
+"""How metrics are defined and read: one endpoint per server, however many processes it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pkpo_server.address import CannotListen, tcp_address
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A metric: its type, name, meaning, labels, and for several processes how a gauge is joined."""
+
+    type: type[Counter] | type[Gauge] | type[Histogram]
+    name: str
+    description: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    joined: str = "livesum"
+
+    def build(self, registry: CollectorRegistry) -> Any:
+        """The metric, registered."""
+        options: dict[str, Any] = {"registry": registry}
+        if self.buckets:
+            options["buckets"] = self.buckets
+        if self.type is Gauge:
+            options["multiprocess_mode"] = self.joined
+        return self.type(self.name, self.description, self.labels, **options)
+
+
+class Processes(Collector):
+    """The processor time, memory and files of several processes, summed, under the names one process has them.
+
+    Args:
+        pids: the processes that are alive; a container that changes.
+    """
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._pids = pids
+
+    def collect(self) -> Iterator[Metric]:
+        """The sums now."""
+        sums = {"process_cpu_seconds": 0.0, "process_resident_memory_bytes": 0.0, "process_open_fds": 0.0}
+        for pid in tuple(self._pids):
+            for metric in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
+                if metric.name in sums:
+                    sums[metric.name] += metric.samples[0].value
+        for name, value in sums.items():
+            description = f"{name.removeprefix('process_').replace('_', ' ')} of all workers".capitalize()
+            family = CounterMetricFamily if name == "process_cpu_seconds" else GaugeMetricFamily
+            yield family(name, description, value=value)
+
+
+def serve_metrics(host: str, port: int, registry: CollectorRegistry) -> str:
+    """Serves a registry over HTTP, from a thread, for as long as the process lives; returns the address.
+
+    Raises:
+        CannotListen: the address is taken, or not ours.
+    """
+    try:
+        server, _ = start_http_server(port, host, registry)
+    except OSError as error:
+        raise CannotListen(f"cannot serve metrics on {tcp_address(host, port)}: {error.strerror or error}") from error
+    return tcp_address(host, server.server_port)

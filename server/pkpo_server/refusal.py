@@ -1,0 +1,175 @@
+"""Every answer that is not advantages, and how it is said: as a gRPC status, or as an error on a stream.
+
+Refusal
+├── InvalidRequest      INVALID_ARGUMENT    the request breaks the contract or a limit
+├── Overloaded          RESOURCE_EXHAUSTED  too many calls at once; says when to come back
+├── NotReady            UNAVAILABLE         starting
+├── Draining            UNAVAILABLE         shutting down
+├── DeadlinePassed      DEADLINE_EXCEEDED   the caller no longer waits
+├── CallCancelled       CANCELLED           the same
+└── InternalFailure     INTERNAL            our fault; the log has the rest, under the request id
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped, unused-ignore]
+
+from pkpo.v1 import reward_transform_pb2 as pb
+from pkpo_core import Violation
+
+# Trailers beyond about 1 KB break in some proxies and clients; details travel in base64, beside the message.
+MOST_DETAIL_BYTES = 512
+LONGEST_MESSAGE = 160
+LONGEST_DESCRIPTION = 160
+MOST_VIOLATIONS = 8
+
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+
+
+class Refusal(Exception):
+    """A request that is not answered with advantages.
+
+    Attributes:
+        code: the gRPC status.
+        message: for people, at most LONGEST_MESSAGE characters.
+        violations: the offending fields, a bounded number of a bounded size.
+        retry_after_ms: when to try again; 0 where that says nothing.
+        reason: a word from a small set, for metrics.
+    """
+
+    code: grpc.StatusCode
+    reason: str
+
+    def __init__(self, message: str, violations: tuple[Violation, ...] = (), retry_after_ms: int = 0) -> None:
+        super().__init__(message)
+        self.message = _shortened(message, LONGEST_MESSAGE)
+        self.violations = violations
+        self.retry_after_ms = retry_after_ms
+
+    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """The rich status (google.rpc.Status), and the pushback that retrying clients obey."""
+        details: list[any_pb2.Any] = []
+        if self.violations:
+            details.append(_packed(self._bad_request()))
+        if self.retry_after_ms:
+            info = error_details_pb2.RetryInfo()
+            info.retry_delay.FromMilliseconds(self.retry_after_ms)
+            details.append(_packed(info))
+        if not details:
+            return ()
+        status = status_pb2.Status(code=self.code.value[0], message=self.message, details=details)
+        trailers: tuple[tuple[str, str | bytes], ...] = ((STATUS_DETAILS_KEY, status.SerializeToString()),)
+        if self.retry_after_ms:
+            trailers += ((PUSHBACK_KEY, str(self.retry_after_ms)),)
+        return trailers
+
+    def transform_error(self) -> pb.TransformError:
+        """The same on a stream."""
+        return pb.TransformError(
+            code=self.code.value[0],
+            message=self.message,
+            violations=[pb.FieldViolation(field=v.field, description=v.description) for v in self.violations],
+            retry_after_ms=self.retry_after_ms,
+        )
+
+    def _bad_request(self) -> error_details_pb2.BadRequest:
+        bad_request = error_details_pb2.BadRequest()
+        for violation in self.violations:
+            bad_request.field_violations.add(field=violation.field, description=violation.description)
+            if bad_request.ByteSize() > MOST_DETAIL_BYTES:
+                del bad_request.field_violations[-1]
+                break
+        return bad_request
+
+
+class InvalidRequest(Refusal):
+    """The request breaks the contract or a limit of this server; names every offending field, up to a bound."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+    def __init__(self, violations: Iterable[Violation]) -> None:
+        found = tuple(
+            Violation(v.field, _shortened(v.description, LONGEST_DESCRIPTION))
+            for v in tuple(violations)[:MOST_VIOLATIONS]
+        )
+        first = f"{found[0].field} {found[0].description}"
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        super().__init__(_shortened(first, LONGEST_MESSAGE - len(more)) + more, found)
+        self.reason = found[0].field.split("[", 1)[0]
+
+
+class Overloaded(Refusal):
+    """More calls are open than this server takes."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "overloaded"
+
+    def __init__(self, message: str) -> None:
+        # Spread out, so that those refused together do not come back together.
+        super().__init__(message, retry_after_ms=random.randint(50, 150))
+
+
+class NotReady(Refusal):
+    """The server is starting."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "starting"
+
+    def __init__(self) -> None:
+        super().__init__("the server is starting; its health service says when it serves")
+
+
+class Draining(Refusal):
+    """The server is shutting down."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "draining"
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; send messages that got no answer again, elsewhere")
+
+
+class DeadlinePassed(Refusal):
+    """The caller's deadline passed before the answer was ready; the work was stopped."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "deadline"
+
+    def __init__(self) -> None:
+        super().__init__("the deadline passed; the work was stopped")
+
+
+class CallCancelled(Refusal):
+    """The caller cancelled; the work was stopped."""
+
+    code = grpc.StatusCode.CANCELLED
+    reason = "cancelled"
+
+    def __init__(self) -> None:
+        super().__init__("the call was cancelled; the work was stopped")
+
+
+class InternalFailure(Refusal):
+    """Our own fault; nothing of it is told but the request id its log line carries."""
+
+    code = grpc.StatusCode.INTERNAL
+    reason = "internal"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"internal error; the server's log has it under request id {request_id}")
+
+
+def _packed(message: error_details_pb2.BadRequest | error_details_pb2.RetryInfo) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def _shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."

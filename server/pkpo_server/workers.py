@@ -1,0 +1,274 @@
+"""Several serving processes behind one port and one metrics endpoint.
+
+The supervisor holds the port with a bound socket that does not listen, so that it stays the same port whoever dies; the
+kernel spreads new connections over the workers that listen on it. Workers are processes of their own, started afresh:
+gRPC does not survive a fork. The supervisor imports neither gRPC nor the kernels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, multiprocess
+
+from pkpo import __version__
+from pkpo_server import logs
+from pkpo_server.address import CannotListen, tcp_address
+from pkpo_server.logs import Log
+from pkpo_server.prometheus import Definition, Processes, serve_metrics
+from pkpo_server.settings import WORKER_VARIABLE, Settings
+
+_METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+# A worker that dies at once every time is tried ever less often; one that served this long starts over.
+LEAST_BACKOFF_SECONDS, MOST_BACKOFF_SECONDS, GOOD_LIFE_SECONDS = 0.1, 10.0, 60.0
+# Beyond the drain: for a worker to notice, and to exit.
+EXIT_SECONDS = 5.0
+
+WORKERS = Definition(Gauge, "pkpo_workers", "Workers serving (with several workers only).")
+WORKER_RESTARTS = Definition(
+    Counter, "pkpo_worker_restarts_total", "Workers that died and were replaced (with several workers only)."
+)
+DEFINITIONS = (WORKERS, WORKER_RESTARTS)
+
+
+class Supervisor:
+    """Keeps as many workers serving as were asked for, until told to stop. Runs once.
+
+    Args:
+        settings: what was set.
+        log: where to write.
+    """
+
+    def __init__(self, settings: Settings, log: Log) -> None:
+        self._settings = settings
+        self._log = log
+        self._address = ""
+        self._folder = ""
+        self._living: dict[int, asyncio.subprocess.Process] = {}
+        self._serving: set[int] = set()
+        self._ever_served = False
+        self._announced = False
+        self._failed = False
+        # Workers hold the other end, and read its end when this process is gone, however it went.
+        self._life, self._alive = os.pipe()
+        registry = CollectorRegistry()
+        self._registry = registry
+        self._workers: Gauge = WORKERS.build(registry)
+        self._restarts: Counter = WORKER_RESTARTS.build(registry)
+
+    async def run(self) -> int:
+        """Serves until told to stop, and returns the exit status.
+
+        Raises:
+            CannotListen: the address is taken, or not ours.
+        """
+        stop = self._stop_signal()
+        self._folder = tempfile.mkdtemp(prefix="pkpo-metrics-")
+        try:
+            with _reserved(self._settings.host, self._settings.port) as reservation:
+                self._address = tcp_address(self._settings.host, reservation.getsockname()[1])
+                self._serve_metrics()
+                return await self._keep_all(stop)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _serve_metrics(self) -> None:
+        multiprocess.MultiProcessCollector(self._registry, path=self._folder)  # type: ignore[no-untyped-call]
+        self._registry.register(Processes(_Pids(self._living)))
+        address = serve_metrics(self._settings.metrics_host, self._settings.metrics_port, self._registry)
+        self._log.info("metrics", address=address)
+
+    async def _keep_all(self, stop: asyncio.Future[str]) -> int:
+        first_served = asyncio.get_running_loop().create_future()
+        keepers = [asyncio.create_task(self._keep(0, stop, first_served))]
+        # The first one compiles the kernels where no cache holds them; the others then load them.
+        await asyncio.wait({first_served, stop, *keepers}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.done():
+            keepers += [asyncio.create_task(self._keep(i, stop)) for i in range(1, self._settings.workers)]
+        signal_name = await stop
+        self._log.info("draining", signal=signal_name, drain_seconds=self._settings.drain_seconds)
+        for process in self._living.values():
+            with suppress(ProcessLookupError):
+                process.terminate()
+        _, late = await asyncio.wait(keepers, timeout=self._settings.drain_seconds + EXIT_SECONDS)
+        if late:
+            self._log.error("killed", workers=sorted(self._living))
+            self._kill()
+            await asyncio.wait(late)
+        for keeper in keepers:
+            keeper.result()
+        self._log.info("stopped")
+        return 1 if late or self._failed else 0
+
+    async def _keep(
+        self, index: int, stop: asyncio.Future[str], first_served: asyncio.Future[None] | None = None
+    ) -> None:
+        backoff = LEAST_BACKOFF_SECONDS
+        while not stop.done():
+            started = time.monotonic()
+            process, serving = await self._start(index)
+            if stop.done():
+                process.terminate()
+            if await serving:
+                self._note_serving(index, process.pid)
+                if first_served is not None and not first_served.done():
+                    first_served.set_result(None)
+            status = await process.wait()
+            del self._living[index]
+            self._serving.discard(index)
+            self._workers.set(len(self._serving))
+            # Its counters stay, for its successor to go on from; what was in flight is not any more.
+            multiprocess.mark_process_dead(index, self._folder)  # type: ignore[no-untyped-call]
+            if stop.done():
+                self._failed |= status not in (0, -signal.SIGTERM)
+                return
+            if not self._ever_served:
+                self._log.error("failed", message="the first worker could not start", status=status)
+                self._failed = True
+                stop.set_result("failed")
+                return
+            if time.monotonic() - started > GOOD_LIFE_SECONDS:
+                backoff = LEAST_BACKOFF_SECONDS
+            self._log.error("worker_died", worker=index, pid=process.pid, status=status, restart_seconds=backoff)
+            self._restarts.inc()
+            await asyncio.wait({stop}, timeout=backoff)
+            backoff = min(2 * backoff, MOST_BACKOFF_SECONDS)
+
+    async def _start(self, index: int) -> tuple[asyncio.subprocess.Process, asyncio.Future[bool]]:
+        told, tell = os.pipe()
+        role = {
+            "index": index,
+            "address": self._address,
+            "tell": tell,
+            "life": self._life,
+            "settings": self._settings.model_dump(mode="json"),
+        }
+        environment = os.environ | {WORKER_VARIABLE: json.dumps(role), _METRICS_FOLDER_VARIABLE: self._folder}
+        try:
+            # A session of its own: Ctrl-C in a terminal reaches the supervisor alone, which then tells the workers.
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "pkpo_server",
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(tell, self._life),
+                start_new_session=True,
+            )
+        finally:
+            os.close(tell)
+        self._living[index] = process
+        return process, _told(told)
+
+    def _note_serving(self, index: int, pid: int) -> None:
+        self._ever_served = True
+        self._serving.add(index)
+        self._workers.set(len(self._serving))
+        self._log.info("worker_serving", worker=index, pid=pid)
+        if len(self._serving) == self._settings.workers and not self._announced:
+            self._announced = True
+            self._log.info("serving", address=self._address, version=__version__, workers=self._settings.workers)
+
+    def _stop_signal(self) -> asyncio.Future[str]:
+        loop = asyncio.get_running_loop()
+        stop: asyncio.Future[str] = loop.create_future()
+
+        def on_signal(number: signal.Signals) -> None:
+            if stop.done():
+                self._log.warning("forced", signal=number.name)
+                self._kill()
+                shutil.rmtree(self._folder, ignore_errors=True)
+                os._exit(128 + number)
+            stop.set_result(number.name)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number)
+        return stop
+
+    def _kill(self) -> None:
+        for process in self._living.values():
+            with suppress(ProcessLookupError):
+                process.kill()
+
+
+class _Pids:
+    """The process ids of the workers that live, whenever they are asked for."""
+
+    def __init__(self, living: dict[int, asyncio.subprocess.Process]) -> None:
+        self._living = living
+
+    def __iter__(self) -> Any:
+        return iter([process.pid for process in tuple(self._living.values())])
+
+
+def run_supervisor(settings: Settings) -> int:
+    """Serves from several processes until told to stop, and returns the exit status."""
+    log = logs.configure(settings.log_level)
+    try:
+        return asyncio.run(Supervisor(settings, log).run())
+    except CannotListen as error:
+        log.error("failed", message=str(error))
+        return 1
+
+
+def run_worker(role: str) -> int:
+    """One of them: serves until told to stop, and returns the exit status.
+
+    Args:
+        role: what the supervisor says in the environment.
+    """
+    told = json.loads(role)
+    settings = Settings.model_validate(told["settings"])
+    log = logs.configure(settings.log_level, worker=told["index"])
+
+    from prometheus_client import values
+
+    # Files are named by the worker's number, not its process: a successor goes on counting where the dead one stopped.
+    values.ValueClass = values.MultiProcessValue(lambda: told["index"])  # type: ignore[no-untyped-call]
+
+    from pkpo_server.lifecycle import Place, run_place
+
+    def serving(_: str) -> None:
+        os.write(told["tell"], b"1")
+        os.close(told["tell"])
+
+    place = Place(told["address"], shared=True, listening=lambda _: None, serving=serving, abandoned=told["life"])
+    return run_place(settings, place, CollectorRegistry(), log)
+
+
+def _reserved(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        reservation = socket.socket(family, kind, protocol)
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reservation.bind(address)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {tcp_address(host, port)}: {error.strerror or error}") from error
+    return reservation
+
+
+def _told(descriptor: int) -> asyncio.Future[bool]:
+    """True once a byte comes, False when the other end is closed before."""
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[bool] = loop.create_future()
+
+    def on_readable() -> None:
+        loop.remove_reader(descriptor)
+        byte = os.read(descriptor, 1)
+        os.close(descriptor)
+        if not told.done():
+            told.set_result(bool(byte))
+
+    loop.add_reader(descriptor, on_readable)
+    return told

@@ -1,0 +1,78 @@
+"""Whether the service is away, for clients made with `fallback="local"`.
+
+An outage begins when a call finds the service unreachable, and ends when the service answers again. In between nobody
+waits for it: batches are computed in this process, and a probe of the client's keeps asking in the background.
+Both ends are said once, on the logger "pkpo_client" as warnings, which Python shows on stderr unless told otherwise.
+(`warnings.warn` would keep quiet about a second outage, and under `-W error` would make the fallback an error.)
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+logger = logging.getLogger("pkpo_client")
+
+
+class Outage:
+    """Whether the service is away. Safe to use from any thread.
+
+    Args:
+        address: of the service, for the log.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._lock = threading.Lock()
+        self._since: float | None = None
+        self._batches = 0
+        self._probing = False
+
+    @property
+    def ongoing(self) -> bool:
+        """Whether the service is away."""
+        return self._since is not None
+
+    def begin(self, waited: float) -> None:
+        """The service was found unreachable, after `waited` seconds."""
+        with self._lock:
+            if self._since is not None:
+                return
+            self._since, self._batches = time.monotonic(), 0
+        logger.warning(
+            "%s cannot be reached (tried for %.1f s); computing in this process until it is back", self._address, waited
+        )
+
+    def computed_here(self) -> None:
+        """A batch was computed in this process."""
+        with self._lock:
+            self._batches += 1
+
+    def end(self) -> None:
+        """The service has answered."""
+        with self._lock:
+            if self._since is None:
+                return
+            lasted, batches, self._since = time.monotonic() - self._since, self._batches, None
+        logger.warning(
+            "%s is back after %.1f s; %d batches were computed in this process", self._address, lasted, batches
+        )
+
+    def may_probe(self) -> bool:
+        """Whether to start a probe now: once in an outage, and again when one has ended in vain."""
+        with self._lock:
+            if self._since is None or self._probing:
+                return False
+            self._probing = True
+            return True
+
+    def probe_ended(self, answered: bool) -> None:
+        """A probe has ended: with an answer of the service, whatever it was, or without."""
+        with self._lock:
+            self._probing = False
+        if answered:
+            self.end()
+
+
+__all__ = ["Outage", "logger"]

@@ -1,0 +1,198 @@
+"""What the two clients of a service have in common: all but the waiting."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+
+from pkpo import __version__
+from pkpo_client import status
+from pkpo_client.channel import Endpoint, server_version
+from pkpo_client.errors import (
+    ClientClosed,
+    InvalidArgument,
+    PermissionDenied,
+    PkpoError,
+    ServerError,
+    Unauthenticated,
+    Unavailable,
+    Violation,
+)
+from pkpo_client.local_engine import LocalEngine
+from pkpo_client.options import Defaults
+from pkpo_client.outage import Outage, logger
+from pkpo_client.results import Limits
+from pkpo_client.splitting import DEFAULT_LIMITS, LARGEST_MESSAGE_BYTES
+from pkpo_client.work import Info, ServerLimits, Work
+
+#: What a probe may end with that the service itself did not say.
+NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+PROBE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """To be asked of the service: `work`, within `seconds`."""
+
+    work: Work
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Compute:
+    """To be computed in this process: `work`."""
+
+    work: Work
+
+
+class Remote:
+    """A client of a service.
+
+    Args:
+        address: "host:port", "dns:///host:port" (balanced over all addresses of the name) or "unix:/path".
+        credentials: of TLS, from `grpc.ssl_channel_credentials`; None for plaintext.
+        token: a bearer token, sent in the `authorization` metadata of every call. Refused in plaintext to anything but
+            this machine.
+        fallback: "local" computes in this process, with the same bits, while the service is unreachable (needs
+            `pip install 'pkpo[local]'`); None raises.
+        variant: of calls that do not say theirs, as are the following: "sloo_minus_one".
+        scale: "sum" or "mean".
+        k_policy: "strict" or "clamp".
+        run_id: names the training run in the service's metrics and logs.
+        timeout: seconds a call may take, with all retries and parts; `math.inf` for no end.
+
+    Raises:
+        InvalidArgument: an argument that cannot be.
+        LocalComputingMissing: `fallback="local"` where numba is not installed.
+    """
+
+    #: The version of the server that answered last, None before the first answer.
+    server_version: str | None
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
+        fallback: str | None = None,
+        variant: str = "sloo_minus_one",
+        scale: str = "sum",
+        k_policy: str = "strict",
+        run_id: str = "",
+        timeout: float = 30.0,
+    ) -> None:
+        if fallback not in (None, "local"):
+            raise InvalidArgument.of(Violation("fallback", f"is {fallback!r}; must be None or 'local'"))
+        self._endpoint = Endpoint(address, credentials, token)
+        self._defaults = Defaults(variant, scale, k_policy, run_id, timeout)
+        self._fallback = fallback
+        self._engine = LocalEngine() if fallback else None
+        self._outage = Outage(address)
+        self._lock = threading.Lock()
+        self._limits: Limits | None = None
+        self._closed = False
+        self.server_version = None
+
+    @property
+    def address(self) -> str:
+        """Of the service."""
+        return self._endpoint.address
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address!r}{', closed' if self._closed else ''})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._endpoint.credentials is not None:
+            raise TypeError(
+                f"a {type(self).__name__} with credentials= cannot be pickled, for gRPC's credentials cannot; "
+                "make it in the process that uses it"
+            )
+        defaults = self._defaults
+        return {
+            "address": self.address,
+            "token": self._endpoint.token,
+            "fallback": self._fallback,
+            "variant": defaults.variant,
+            "scale": defaults.scale,
+            "k_policy": defaults.k_policy,
+            "run_id": defaults.run_id,
+            "timeout": defaults.timeout,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosed(f"this client of {self.address} was closed; make another one")
+
+    def _learn_version(self, metadata: Any) -> None:
+        """What the initial metadata of a call say of the server."""
+        version = server_version(metadata)
+        if version is None or version == self.server_version:
+            return
+        self.server_version = version
+        if version.partition(".")[0] != __version__.partition(".")[0]:
+            logger.warning(
+                "%s runs pkpo %s and this client is pkpo %s: another major version", self.address, version, __version__
+            )
+
+    def _answering(self, work: Work, seconds: float) -> Generator[Ask | Compute, Any, Any]:
+        """How `work` is answered within `seconds`: by the service, or by this process while the service is away."""
+        if self._outage.ongoing and not isinstance(work, Info):
+            self._probe()
+            return (yield from self._answering_here(work))
+        started = time.monotonic()
+        try:
+            if isinstance(work, ServerLimits):
+                return self._limits or (yield from self._asking_limits(seconds))
+            return (yield Ask(work, seconds))
+        except Unavailable:
+            if self._engine is None or isinstance(work, Info):
+                raise
+            self._outage.begin(time.monotonic() - started)
+            self._probe()
+            return (yield from self._answering_here(work))
+
+    def _answering_here(self, work: Work) -> Generator[Compute, Any, Any]:
+        if isinstance(work, ServerLimits):
+            # As they were, so that a batch is split as it would have been.
+            return self._limits or DEFAULT_LIMITS
+        self._outage.computed_here()
+        return (yield Compute(work))
+
+    def _asking_limits(self, seconds: float) -> Generator[Ask, Any, Limits]:
+        try:
+            limits: Limits = (yield Ask(Info(seconds), seconds)).limits
+        except (PermissionDenied, Unauthenticated):
+            limits = DEFAULT_LIMITS
+        except ServerError as error:
+            if error.code != grpc.StatusCode.UNIMPLEMENTED.name:
+                raise
+            limits = DEFAULT_LIMITS
+        self._limits = replace(limits, max_message_bytes=min(limits.max_message_bytes, LARGEST_MESSAGE_BYTES))
+        return self._limits
+
+    def _probe(self) -> None:
+        """Asks in the background whether the service is back, if nobody is asking."""
+        raise NotImplementedError
+
+    def _error(self, failure: Any, waited: float, connected: bool) -> PkpoError:
+        """The error of a call that gRPC says failed."""
+        if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not connected:
+            return status.unreachable(self.address, waited)
+        return status.error_of_call(failure, self.address, waited)
+
+    def _late(self, waited: float, connected: bool) -> PkpoError:
+        """The error of a batch whose time is up."""
+        late = status.deadline_exceeded if connected else status.unreachable
+        return late(self.address, waited)
+
+
+__all__ = ["NO_ANSWER", "PROBE_SECONDS", "Ask", "Compute", "Remote"]

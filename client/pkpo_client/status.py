@@ -1,0 +1,129 @@
+"""What a gRPC status means to a caller.
+
+By the status code and the standard details (google.rpc BadRequest and RetryInfo), never by the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2  # type: ignore[import-untyped, unused-ignore]
+from grpc_status import rpc_status  # type: ignore[import-untyped, unused-ignore]
+
+from pkpo.v1 import reward_transform_pb2 as pb
+from pkpo_client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidArgument,
+    Overloaded,
+    PermissionDenied,
+    PkpoError,
+    ServerError,
+    Unauthenticated,
+    Unavailable,
+    Unreachable,
+    Violation,
+)
+
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def error_of_call(failure: Any, address: str, waited: float) -> PkpoError:
+    """The error of a call that gRPC says failed.
+
+    Args:
+        failure: the `grpc.RpcError` of a call that ended, of either API.
+        address: of the service.
+        waited: seconds the call took.
+    """
+    violations: list[Violation] = []
+    retry_after: float | None = None
+    for detail in _details(failure):
+        if detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad_request = error_details_pb2.BadRequest()
+            detail.Unpack(bad_request)
+            violations += [Violation(each.field, each.description) for each in bad_request.field_violations]
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry_info = error_details_pb2.RetryInfo()
+            detail.Unpack(retry_info)
+            retry_after = retry_info.retry_delay.ToTimedelta().total_seconds()
+    return _error(failure.code(), failure.details() or "", violations, retry_after, address, waited)
+
+
+def error_of_message(error: pb.TransformError, address: str, waited: float) -> PkpoError:
+    """The error of one message of a stream.
+
+    Args:
+        error: as the service said it.
+        address: of the service.
+        waited: seconds since the message was first sent.
+    """
+    return _error(
+        _CODES.get(error.code, grpc.StatusCode.UNKNOWN),
+        error.message,
+        [Violation(each.field, each.description) for each in error.violations],
+        error.retry_after_ms / 1000 if error.retry_after_ms else None,
+        address,
+        waited,
+    )
+
+
+def unreachable(address: str, waited: float) -> Unreachable:
+    """The error of a call that waited for a connection and got none."""
+    return Unreachable(
+        f"no connection to {address} within {waited:.1f} s. Is pkpo-server running there, and is the address right? "
+        f"To go on without it, compute in this process: fallback='local'"
+    )
+
+
+def deadline_exceeded(address: str, waited: float) -> DeadlineExceeded:
+    """The error of a call that was not answered in time."""
+    return DeadlineExceeded(
+        f"{address} is connected and did not answer within {waited:.1f} s; give a longer timeout=, or smaller batches"
+    )
+
+
+def _error(
+    code: grpc.StatusCode,
+    text: str,
+    violations: Iterable[Violation],
+    retry_after: float | None,
+    address: str,
+    waited: float,
+) -> PkpoError:
+    said = text or code.name
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        found = tuple(violations)
+        return InvalidArgument.of(*found) if found else InvalidArgument(said)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return Unavailable(
+            f"{address} was unavailable for {waited:.1f} s, retries included: {said}. Is pkpo-server running there? "
+            f"To go on without it, compute in this process: fallback='local'"
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return deadline_exceeded(address, waited)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        later = "" if retry_after is None else f"; it asks to be tried again after {retry_after:.3g} s"
+        return Overloaded(f"{address} refused for want of room, retries included: {said}{later}", retry_after)
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return Unauthenticated(f"{address} does not know the caller: {said}. Give the client token=, or another one")
+    if code is grpc.StatusCode.PERMISSION_DENIED:
+        return PermissionDenied(f"{address} does not let this caller: {said}")
+    if code is grpc.StatusCode.CANCELLED:
+        return Cancelled(f"the call to {address} was given up: {said}")
+    return ServerError(f"{address} answered {code.name}: {said}", code=code.name)
+
+
+def _details(failure: Any) -> list[Any]:
+    try:
+        status = rpc_status.from_call(failure)
+    except (ValueError, DecodeError):
+        # Details that contradict the status, or are none: a proxy's doing. The status itself still stands.
+        return []
+    return [] if status is None else list(status.details)
+
+
+__all__ = ["deadline_exceeded", "error_of_call", "error_of_message", "unreachable"]

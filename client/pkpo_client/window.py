@@ -1,0 +1,218 @@
+"""The batches of a stream that are under way: which to send, which to send again, and in which order they come out.
+
+Knows no channel, no thread and no event loop: a driver (`stream`, `async_stream`) tells it what arrived and what time
+it is, and asks what to do.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pkpo.v1 import reward_transform_pb2 as pb
+from pkpo_client import codec
+from pkpo_client.errors import Cancelled, Overloaded, PkpoError, Unavailable
+from pkpo_client.status import error_of_message
+from pkpo_client.work import Batch, Operation, Work
+
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 2.0
+
+
+class Clock:
+    """Seconds that somebody waited for the stream: it stands while the caller is busy elsewhere."""
+
+    def __init__(self) -> None:
+        self._waited = 0.0
+        self._since: float | None = None
+
+    def now(self) -> float:
+        return self._waited + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    @contextmanager
+    def going(self) -> Iterator[None]:
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited, self._since = self.now(), None
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        self._waited, self._since = self.now(), None
+        try:
+            yield
+        finally:
+            self._since = time.monotonic()
+
+
+class Item:
+    """One batch: an operation under way, what it wants done, and at last its result or its error.
+
+    Attributes:
+        work: what it wants done now; None once it is done.
+        started: when it was admitted, by the stream's clock.
+        ready_at: not to be sent before.
+    """
+
+    def __init__(self, operation: Operation[Any], started: float) -> None:
+        self.work: Work | None = None
+        self.started = started
+        self.ready_at = started
+        self._operation = operation
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._advance(lambda: next(operation))
+
+    @property
+    def deadline(self) -> float:
+        return self.started + (0.0 if self.work is None else self.work.timeout)
+
+    def answer(self, answer: Any) -> None:
+        """What it wanted was done."""
+        self._advance(lambda: self._operation.send(answer))
+
+    def fail(self, error: Exception) -> None:
+        """What it wanted could not be done."""
+        self._advance(lambda: self._operation.throw(error))
+
+    def result(self) -> Any:
+        """The result of a batch that is done; raises its error."""
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def _advance(self, step: Callable[[], Work]) -> None:
+        try:
+            self.work = step()
+        except StopIteration as stop:
+            self.work, self._result = None, stop.value
+        except Exception as error:
+            self.work, self._error = None, error
+
+
+class Window:
+    """The batches under way, in order.
+
+    Args:
+        size: how many there may be.
+        address: of the service, for errors.
+        clock: of the stream.
+    """
+
+    def __init__(self, size: int, address: str, clock: Clock) -> None:
+        self._size = size
+        self._address = address
+        self._clock = clock
+        self._items: deque[Item] = deque()
+        self._in_flight: dict[int, Item] = {}
+        self._sequence = 0
+        self._breaks = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._items) < self._size
+
+    @property
+    def head_is_done(self) -> bool:
+        return bool(self._items) and self._items[0].work is None
+
+    @property
+    def broken(self) -> bool:
+        """Whether the stream broke since the service last answered."""
+        return self._breaks > 0
+
+    def admit(self, operation: Operation[Any]) -> Item:
+        """Another batch."""
+        item = Item(operation, self._clock.now())
+        self._items.append(item)
+        return item
+
+    def take_head(self) -> Any:
+        """The result of the first batch, which is done; raises its error. It is no longer in the window."""
+        return self._items.popleft().result()
+
+    def to_send(self) -> Item | None:
+        """The first batch that wants something done now and is not in flight."""
+        now, in_flight = self._clock.now(), set(map(id, self._in_flight.values()))
+        return next(
+            (each for each in self._items if each.work and each.ready_at <= now and id(each) not in in_flight), None
+        )
+
+    def send(self, item: Item) -> pb.TransformStreamRequest:
+        """The message to send for a batch, which is then in flight."""
+        assert isinstance(item.work, Batch)
+        # A number is used once, so that a late answer is never taken for another's.
+        self._sequence += 1
+        self._in_flight[self._sequence] = item
+        return pb.TransformStreamRequest(sequence=self._sequence, request=codec.transform_request(item.work))
+
+    def receive(self, response: pb.TransformStreamResponse) -> None:
+        """A message has arrived."""
+        self._breaks = 0
+        item = self._in_flight.pop(response.sequence, None)
+        if item is None:
+            return  # of a batch that was given up
+        assert isinstance(item.work, Batch)
+        if response.WhichOneof("result") == "response":
+            try:
+                answer = codec.advantages(item.work, response.response)
+            except PkpoError as error:
+                item.fail(error)
+            else:
+                item.answer(answer)
+            return
+        refusal = error_of_message(response.error, self._address, self._clock.now() - item.started)
+        if isinstance(refusal, Overloaded) and refusal.retry_after is not None:
+            item.ready_at = self._clock.now() + refusal.retry_after
+        elif isinstance(refusal, Unavailable):
+            item.ready_at = self._clock.now() + _FIRST_BACKOFF
+        else:
+            item.fail(refusal)
+
+    def end(self, error: PkpoError | None) -> None:
+        """The call has ended, with a status or without: everything in flight is sent again, or fails."""
+        # A server that goes away may end its streams politely, or cancel them; either way the rest was not answered.
+        if isinstance(error, Overloaded) and error.retry_after is not None:
+            self.recall(error.retry_after)
+        elif error is None or isinstance(error, (Unavailable, Cancelled)):
+            self._breaks += 1
+            backoff = min(_FIRST_BACKOFF * 2 ** (self._breaks - 1), _LONGEST_BACKOFF)
+            self.recall(backoff * random.uniform(0.8, 1.2))
+        else:
+            in_flight, self._in_flight = self._in_flight, {}
+            for item in in_flight.values():
+                item.fail(error)
+
+    def recall(self, delay: float = 0.0) -> None:
+        """Everything in flight is to be sent again, after `delay` seconds."""
+        for item in self._in_flight.values():
+            item.ready_at = self._clock.now() + delay
+        self._in_flight.clear()
+
+    def overdue(self) -> list[Item]:
+        """The batches whose time is up."""
+        now = self._clock.now()
+        return [item for item in self._items if item.work and item.deadline <= now]
+
+    def give_up(self, item: Item, error: PkpoError) -> None:
+        """The batch fails; should its answer still arrive, it is ignored."""
+        self._in_flight = {sequence: each for sequence, each in self._in_flight.items() if each is not item}
+        item.fail(error)
+
+    def seconds_to_wait(self) -> float | None:
+        """Seconds until there is something to do even if nothing arrives; None for no end."""
+        now, in_flight = self._clock.now(), set(map(id, self._in_flight.values()))
+        times = [item.deadline for item in self._items if item.work]
+        times += [item.ready_at for item in self._items if item.work and id(item) not in in_flight]
+        soonest = min(times, default=float("inf"))
+        return None if soonest == float("inf") else max(0.0, soonest - now)
+
+
+__all__ = ["Clock", "Item", "Window"]

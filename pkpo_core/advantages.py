@@ -49,7 +49,7 @@ def transform(
     estimate_k: ArrayLike = (),
     seed: int = 0,
     first_group: int = 0,
-    checkpoint: Callable[[], None] = run_on,
+    checkpoint: Callable[[], None] | None = None,
 ) -> Transformed:
     """The advantages whose policy gradient optimises max@k (pass@k for 0/1 rewards).
 
@@ -94,6 +94,7 @@ def transform(
         _refuse_other_than_0_and_1(rewards)
 
     advantages = np.empty(rewards.size)
+    checkpoint = checkpoint or run_on
     for part in groups.layout.parts(SAMPLES_AT_ONCE):
         checkpoint()
         layout, part_k = part.layout, legal.k[part.groups]

@@ -43,12 +43,12 @@ class MaxAtK:
         return cls(k, np.empty(groups), np.empty(groups))
 
 
-def run_on(*_: object) -> None:
+def run_on() -> None:
     """The checkpoint of a caller who lets the work run to its end."""
 
 
 def estimate(
-    groups: RewardGroups | ArrayLike, k: ArrayLike, *, checkpoint: Callable[[], None] = run_on
+    groups: RewardGroups | ArrayLike, k: ArrayLike, *, checkpoint: Callable[[], None] | None = None
 ) -> tuple[MaxAtK, ...]:
     """max@k of each group, the expected largest reward of k attempts (pass@k for 0/1 rewards), for any list of k.
 
@@ -77,6 +77,7 @@ def estimate(
     groups = RewardGroups.of(groups)
     rewards = np.ascontiguousarray(groups.rewards, dtype=np.float64)
     estimates = tuple(MaxAtK.unfilled(k, groups.number_of_groups) for k in wanted)
+    checkpoint = checkpoint or run_on
     for part in groups.layout.parts(SAMPLES_AT_ONCE):
         checkpoint()
         part_rewards = rewards[part.samples]

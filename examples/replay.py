@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import re
 import subprocess
 import sys
 import time
@@ -23,12 +22,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
 
 from pkpo_client import Client, GroupStatus, schedules
 
 ROLLOUTS = Path(__file__).parent / "rollouts" / "tiny-gemma2-rules.jsonl.gz"
 EVALUATED_K = [1, 2, 4, 8, 16]
 PHASE_STEPS = 25
+RUN_ID = "replay"
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def replay(pkpo: Client, run: list[Step]) -> list[Answer]:
     for step in run:
         start = time.perf_counter()
         k = schedule(step.number)
-        result = pkpo.transform_detailed(step.rewards, k, group_ids=step.prompt_ids, run_id="replay")
+        result = pkpo.transform_detailed(step.rewards, k, group_ids=step.prompt_ids, run_id=RUN_ID)
         seconds = time.perf_counter() - start
         # A trainer would now take a step on -sum(advantages * log_probs).
         assert result.advantages.shape == step.rewards.shape
@@ -123,14 +124,12 @@ def print_phases(answers: list[Answer]) -> None:
         print(f"{begin:3d}-{begin + len(phase) - 1:<3d} {phase[0].k:4d}  {figures}  {silent:4d} of {groups}")
 
 
-def counted(metrics_address: str) -> dict[str, float]:
-    """The counters of the metrics port, each summed over its labels."""
+def counted(metrics_address: str, run_id: str) -> dict[str, float]:
+    """What the metrics port has counted for a run, by the name of the counter."""
     with urllib.request.urlopen(f"http://{metrics_address}/metrics") as response:
-        text = response.read().decode()
-    counts: dict[str, float] = {}
-    for name, value in re.findall(r"^(pkpo_\w+_total)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
-        counts[name] = counts.get(name, 0.0) + float(value)
-    return counts
+        families = text_string_to_metric_families(response.read().decode())
+    samples = (sample for family in families for sample in family.samples)
+    return {sample.name: sample.value for sample in samples if sample.labels.get("run") == run_id and sample.value}
 
 
 def main() -> None:
@@ -142,7 +141,7 @@ def main() -> None:
     with running_server() as (address, metrics_address), Client(address) as pkpo:
         pkpo.server_info()  # connects, so that the first step's latency is a step's
         answers = replay(pkpo, run)
-        counts = counted(metrics_address)
+        counts = counted(metrics_address, RUN_ID)
 
     print_phases(answers)
     seconds = np.array([answer.seconds for answer in answers])

@@ -289,3 +289,7 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     ]
     for row in cells:
         print("  ".join(pad(cell, width) for pad, cell, width in zip(align, row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    main()

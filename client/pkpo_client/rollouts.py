@@ -183,6 +183,8 @@ def write_records(records: Iterable[Mapping[str, Any]], path: str) -> None:
         else:
             with gzip.open(path, "wt") if path.endswith(".gz") else Path(path).open("w") as file:
                 _write_lines(records, file)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise RolloutsError(f"{path}: {error.strerror or error}") from error
 

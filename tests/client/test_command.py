@@ -1,0 +1,206 @@
+"""The pkpo command, as a shell runs it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pkpo_core
+import reference
+from live_server import LiveServer
+
+RECORDS = [
+    {"prompt_id": "a", "reward": 1.0, "step": 0},
+    {"prompt_id": "b", "reward": 0.25, "step": 0},
+    {"prompt_id": "a", "reward": 0.0, "step": 1},
+    {"prompt_id": "b", "reward": 0.5, "step": 1},
+    {"prompt_id": "a", "reward": 0.0, "step": 0},
+    {"prompt_id": "c", "reward": 0.75, "step": 0},
+]
+GROUPS = {"a": [1.0, 0.0, 0.0], "b": [0.25, 0.5], "c": [0.75]}
+
+
+def run(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pkpo_client.command", *map(str, arguments)]
+    return subprocess.run(
+        command,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", **environment},
+    )
+
+
+def lines(records: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def jsonl(folder: Path) -> Path:
+    path = folder / "rollouts.jsonl"
+    path.write_text(lines(RECORDS))
+    return path
+
+
+def jsonl_gz(folder: Path) -> Path:
+    path = folder / "rollouts.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.write(lines(RECORDS))
+    return path
+
+
+def parquet(folder: Path) -> Path:
+    arrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
+    path = folder / "rollouts.parquet"
+    pytest.importorskip("pyarrow.parquet").write_table(arrow.Table.from_pylist(RECORDS), path)
+    return path
+
+
+@pytest.mark.parametrize("write", [jsonl, jsonl_gz, parquet])
+def test_evaluate_reads_every_kind_of_file(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    done = run("evaluate", write(tmp_path), "--k", "1,2", "--json")
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)
+    means = [float(np.mean(rewards)) for rewards in GROUPS.values()]
+    assert first["k"] == 1
+    assert first["estimate"] == pytest.approx(np.mean(means))
+    assert first["standard_error"] == pytest.approx(np.std(means, ddof=1) / math.sqrt(3))
+    assert (first["prompts"], first["left_out"]) == (3, 0)
+    of_two = [float(reference.max_at_k(GROUPS[name], 2)) for name in ("a", "b")]
+    assert second["estimate"] == pytest.approx(np.mean(of_two))
+    assert (second["prompts"], second["left_out"]) == (2, 1)
+
+
+def test_evaluate_reads_standard_input_and_other_columns() -> None:
+    records = [{"task": r["prompt_id"], "try": r["step"], "correct": r["reward"] > 0.4} for r in RECORDS]
+    done = run("evaluate", "-", "--group", "task", "--reward", "correct", stdin=lines(records))
+    assert done.returncode == 0, done.stderr
+    assert "pass@k" in done.stdout
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["k", "1", "2"]
+    by_step = run(
+        "evaluate", "-", "--group", "task,try", "--reward", "correct", "--k", "1", "--json", stdin=lines(records)
+    )
+    assert json.loads(by_step.stdout)[0]["prompts"] == 5
+
+
+def test_evaluate_says_so_where_no_group_is_large_enough() -> None:
+    done = run("evaluate", "-", "--k", "9", "--json", stdin=lines(RECORDS))
+    assert json.loads(done.stdout) == [{"k": 9, "estimate": None, "standard_error": None, "prompts": 0, "left_out": 3}]
+
+
+@pytest.mark.parametrize("output", ["-", "out.jsonl", "out.jsonl.gz", "out.parquet"])
+def test_transform_adds_a_column_in_the_order_of_the_file(tmp_path: Path, output: str) -> None:
+    path = output if output == "-" else tmp_path / output
+    done = run("transform", jsonl(tmp_path), "--k", "2", "--k-policy", "clamp", "--output", path)
+    assert done.returncode == 0, done.stderr
+    if output.endswith(".parquet"):
+        parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
+        written = parquet.read_table(path).to_pylist()
+    elif output.endswith(".gz"):
+        with gzip.open(path, "rt") as file:
+            written = [json.loads(line) for line in file]
+    else:
+        written = [json.loads(line) for line in (done.stdout if output == "-" else Path(path).read_text()).splitlines()]
+    expected = {
+        name: pkpo_core.transform([rewards], 2, k_policy=pkpo_core.KPolicy.CLAMP).advantages[0].tolist()
+        for name, rewards in GROUPS.items()
+    }
+    assert written == [{**record, "advantage": expected[record["prompt_id"]].pop(0)} for record in RECORDS]
+
+
+def test_transform_through_a_service_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    arguments = ["transform", jsonl(tmp_path), "--variant", "s", "--k", "1", "--scale", "mean"]
+    with LiveServer() as server:
+        served = run(*arguments, "--address", server.address)
+        from_environment = run(*arguments, PKPO_ADDRESS=server.address)
+        served_rewards = sum(v for name, v in server.metrics().items() if name.startswith("pkpo_rewards_total{"))
+    assert served.stdout == from_environment.stdout == run(*arguments).stdout
+    assert served_rewards == 12
+
+
+def test_info_tells_version_limits_and_variants() -> None:
+    with LiveServer("--max-groups", "4321") as server:
+        table = run("info", "--address", server.address)
+        data = json.loads(run("info", "--address", server.address, "--json").stdout)
+    assert table.returncode == 0, table.stderr
+    assert "4,321" in table.stdout
+    assert "passk_bootstrap" in table.stdout
+    assert data["limits"]["max_groups"] == 4321
+    assert len(data["variants"]) == 14
+
+
+def test_bench_measures() -> None:
+    done = run("bench", "--seconds", "0.01", "--groups", "4")
+    assert done.stdout.split()[:3] == ["calls", "p50", "ms"]
+    assert int(done.stdout.splitlines()[1].split()[0]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("stdin", "arguments", "said"),
+    [
+        ('{"prompt_id": "a"}', [], "-:1: no column 'reward'; it has 'prompt_id'"),
+        ('{"prompt_id": "a", "reward": 1}\nnonsense', [], "-:2: is not JSON"),
+        ("[1]", [], "-:1: is a JSON list; must be an object"),
+        ('{"prompt_id": "a", "reward": NaN}', [], "-:1: 'reward' is nan; must be a finite number"),
+        ('{"prompt_id": "a", "reward": "high"}', [], "-:1: 'reward' is 'high'; must be a finite number"),
+        ('{"prompt_id": [1], "reward": 1}', [], "-:1: 'prompt_id' is [1]; a group is named by a string or an integer"),
+        ("", [], "-: holds no rollouts"),
+        ('{"prompt_id": "a", "reward": 1}', ["--k", "0"], "k[0]"),
+        ('{"prompt_id": "a", "reward": 1}', ["--k", "1,x"], "'1,x' must be integers with commas between"),
+    ],
+)
+def test_bad_input_says_where_and_what(stdin: str, arguments: list[str], said: str) -> None:
+    done = run("evaluate", "-", *arguments, stdin=stdin)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["evaluate", "missing.jsonl"], "missing.jsonl: No such file or directory"),
+        (["evaluate", "missing.parquet"], "missing.parquet"),
+        (
+            ["transform", "-", "--k", "1", "--variant", "s", "--output", "/nowhere/out.jsonl"],
+            "/nowhere/out.jsonl: No such file",
+        ),
+        (["transform", "-", "--k", "9"], "k[0]: is 9 for group 0 of n = 3"),
+        (["transform", "-"], "k: is None"),
+    ],
+)
+def test_what_cannot_be_done_says_why(arguments: list[str], said: str) -> None:
+    done = run(*arguments, stdin=lines(RECORDS))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
+    whole = jsonl_gz(tmp_path).read_bytes()
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-20])
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing PAR1")
+    for name in ("cut.jsonl.gz", "bad.parquet"):
+        done = run("evaluate", tmp_path / name)
+        assert done.returncode == 2
+        assert name in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text(lines(RECORDS[:3]) * 20000)
+    command = f"{sys.executable} -m pkpo_client.command transform {path} --k 1 --k-policy clamp | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""

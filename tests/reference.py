@@ -62,9 +62,8 @@ def s(g: Group, k: int) -> list[Fraction]:
     """PKPO eq. 19: the part of rho that the subsets holding sample i contribute."""
     n = len(g)
     share = Fraction(1, math.comb(n, k))
-    return [
-        sum(share * max(g[j] for j in subset) for subset in combinations(range(n), k) if i in subset) for i in range(n)
-    ]
+    maxima = [(subset, max(g[j] for j in subset)) for subset in combinations(range(n), k)]
+    return [sum(share * top for subset, top in maxima if i in subset) for i in range(n)]
 
 
 def sloo(g: Group, k: int) -> list[Fraction]:

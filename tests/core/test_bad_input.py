@@ -85,7 +85,7 @@ def test_offenders_are_named_up_to_a_bound() -> None:
         (np.zeros(4), np.array([2, 3]), {"groups.group_sizes"}),
         (np.zeros(4), np.array([2, 1]), {"groups.group_sizes"}),
         (np.zeros(4), np.array([2, 0, 2]), {"groups.group_sizes[1]"}),
-        (np.zeros(4), np.array([5, -1]), {"groups.group_sizes[1]"}),
+        (np.zeros(4), np.array([4, -1]), {"groups.group_sizes[1]"}),
         (np.zeros(4), np.array([2**63, 2**63 + 4], np.uint64), {"groups.group_sizes", "groups.group_sizes[0]"}),
         (np.zeros(4), np.array([2**62, 2**62, 2**62, 2**62 + 4]), {"groups.group_sizes", "groups.group_sizes[0]"}),
     ],
@@ -109,12 +109,14 @@ def test_shapes_that_do_not_add_up(rewards: Any, sizes: Any, fields: set[str]) -
         (np.zeros(4), np.array([[2, 2]])),
         (np.zeros(4), 2.0),
         (np.zeros(4), np.array([True, True])),
+        (np.zeros(4), True),
         (np.zeros(4), "2"),
     ],
-    ids=str,
+    ids=repr,
 )
 def test_wrong_types_and_dimensions(rewards: Any, sizes: Any) -> None:
-    violations(RewardGroups, rewards, sizes)
+    with pytest.raises((InvalidArgument, TypeError), match=r"groups\.(rewards|group_size)"):
+        RewardGroups(rewards, sizes)
 
 
 @pytest.mark.parametrize("rewards", [np.zeros(4), np.zeros((2, 2, 2)), np.zeros((2, 0)), np.zeros((0, 2))], ids=str)
@@ -130,7 +132,7 @@ def test_ks_that_are_no_integers(k: Any) -> None:
 
 @pytest.mark.parametrize("k", [2**31, 2**32 - 1, 2**63 - 1, 2**64, -(2**63) - 1])
 def test_ks_beyond_any_integer_type(k: int) -> None:
-    assert violations(transform, np.zeros((2, 4)), k)[0].field == "k[0]"
+    assert violations(transform, np.zeros((2, 4)), k)[0].field in ("k[0]", "k")
     if 0 < k < 2**32:
         transform(np.zeros((2, 4)), k, k_policy=KPolicy.CLAMP)
 
@@ -151,6 +153,13 @@ def test_seeds_that_are_no_unsigned_64_bits(field: str, value: int) -> None:
     assert str(value) in violation.description
 
 
+@pytest.mark.parametrize("argument", ["seed", "first_group"])
+@pytest.mark.parametrize("value", [1.5, "1", None])
+def test_seeds_that_are_no_integers(argument: str, value: Any) -> None:
+    with pytest.raises((InvalidArgument, TypeError), match=argument):
+        transform(np.zeros((2, 4)), 1, **{argument: value})
+
+
 def test_binary_takes_0_and_1_only() -> None:
     rewards = np.array([[0.0, 1.0, -0.0, 0.5], [1.0, 2.0, 0.0, 1.0]])
     first, second = violations(transform, rewards, 2, variant=Variant.BINARY)
@@ -167,10 +176,11 @@ def test_advantages_that_do_not_fit_float32() -> None:
     transform(rewards.astype(np.float64), 1, scale=Scale.MEAN)
 
 
-@pytest.mark.parametrize("options", [{"variant": "s"}, {"scale": "sum"}, {"k_policy": 1}, {"variant": None}], ids=str)
-def test_enumerations_are_taken_by_member(options: dict[str, Any]) -> None:
-    with pytest.raises((InvalidArgument, TypeError)):
-        transform(np.zeros((2, 4)), 1, **options)
+@pytest.mark.parametrize("option", ["variant", "scale", "k_policy"])
+@pytest.mark.parametrize("value", ["s", "sum", 1, None])
+def test_what_is_no_member_of_an_enumeration_is_not_taken_for_one(option: str, value: Any) -> None:
+    with pytest.raises((InvalidArgument, TypeError), match=option):
+        transform(np.zeros((2, 4)), 1, **{option: value})
 
 
 def test_a_refused_array_is_left_alone() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
-from core.samples import EXACT, KINDS, SIZES, bits, of_one_group, properties, rewards_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+import reference
+from core.samples import EXACT, KINDS, SIZES, bits, of_one_group, properties, rewards_of
 from pkpo_core import Scale, Variant, transform
 
 BOOTSTRAP = Variant.PASSK_BOOTSTRAP

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from core.samples import JIT
 
+from core.samples import JIT
 from pkpo_core import RewardGroups, Variant, compile_kernels, estimate, transform
 
 GROUPS = 40_000 if JIT else 400

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
-from core.samples import EXACT, KINDS, SIZES, bits, groups_of, properties
 from hypothesis import given
 from hypothesis import strategies as st
 
+import reference
+from core.samples import EXACT, KINDS, SIZES, bits, groups_of, properties
 from pkpo_core import KPolicy, RewardGroups, Variant, estimate, transform
 
 

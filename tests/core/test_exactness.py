@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
-from core.samples import EXACT, SIZES, groups_of, kinds, of_one_group, properties
 from hypothesis import given
 from hypothesis import strategies as st
 
+import reference
+from core.samples import EXACT, SIZES, groups_of, kinds, of_one_group, properties
 from pkpo_core import Scale, Variant, estimate, transform
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "vectors.json").read_text())

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 import reference
 from core.samples import (
     EXACT,
@@ -20,9 +23,6 @@ from core.samples import (
     rewards_of,
     sizes_for,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
 from pkpo_core import GroupStatus, RewardGroups, Scale, Variant, transform
 
 every = pytest.mark.parametrize("variant", Variant, ids=lambda variant: variant.value)

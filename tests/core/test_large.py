@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from core.samples import JIT
 from numpy.typing import NDArray
 
+from core.samples import JIT
 from pkpo_core import RewardGroups, Scale, Variant, estimate, transform
 
 Array = NDArray[np.float64]
@@ -58,7 +58,8 @@ class Counted:
         if variant is Variant.SLOO:
             return self.s - k / (n - 1) * self.rho_without
         if variant is Variant.CENTERED:
-            return self.rho - self.rho_without
+            # Two roads to one answer, each of which loses digits at its own end of the range.
+            return n / (n - k) * (self.s - self.s.mean()) if 2 * k < n else self.rho - self.rho_without
         if variant is Variant.TZSM:
             return np.append(np.zeros(n - 1), x[-1] - x[-2])
         assert variant is Variant.PASSK_ANALYTIC
@@ -94,7 +95,8 @@ GAP_VARIANTS = [
 @pytest.mark.parametrize("k", KS)
 @pytest.mark.parametrize("variant", GAP_VARIANTS, ids=lambda variant: variant.value)
 def test_a_group_of_a_million(variant: Variant, k: int) -> None:
-    if (variant is Variant.TZSM and k < N) or (variant in (Variant.SLOO, Variant.CENTERED) and k == N):
+    largest = N - 1 if variant in (Variant.SLOO, Variant.CENTERED) else N
+    if k > largest or (variant is Variant.TZSM and k < N):
         return
     rewards = rewards_of(variant)
     order = np.argsort(rewards, kind="stable")

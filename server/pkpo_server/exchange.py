@@ -52,8 +52,8 @@ class Caller:
 class Request:
     """What is known of a request once its bytes are parsed: its work, and the names metrics and logs file it under."""
 
+    variant: str
     work: Work | None = None
-    variant: str = metrics.NO_VARIANT
     run_id: str = ""
     sequence: int | None = None
 
@@ -82,7 +82,7 @@ class Exchange:
         self._raw = raw
         self._patience = Patience(caller.deadline)
         self._started = time.perf_counter()
-        self.request = Request()
+        self.request = Request(metrics.undecoded_variant(caller.method))
         means.metrics.started(caller.method)
 
     def now(self) -> Answer | None:
@@ -176,13 +176,11 @@ def log_refusal(refusal: Refusal, caller: Caller, means: Means, **names: Any) ->
 
 def decode_transform(raw: bytes, limits: Limits, request: Request) -> None:
     """Decodes a Transform call's request."""
-    request.variant = metrics.UNKNOWN_VARIANT
     _decode_transform(codec.transform_request(raw), limits, request)
 
 
 def decode_stream_message(raw: bytes, limits: Limits, request: Request) -> None:
     """Decodes one message of a TransformStream call; its sequence is left None where it cannot be read."""
-    request.variant = metrics.UNKNOWN_VARIANT
     try:
         message = codec.stream_request(raw)
     except InvalidRequest:

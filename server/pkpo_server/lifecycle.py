@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
 import threading
 import time
@@ -19,7 +17,7 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 
 import pkpo_core
 from pkpo import __version__
-from pkpo_server import logs
+from pkpo_server import logs, signals
 from pkpo_server.address import CannotListen, is_loopback, tcp_address, unix_address
 from pkpo_server.admission import Admission
 from pkpo_server.codec import Limits
@@ -171,16 +169,7 @@ class Server:
 
     def _stop_signal(self) -> asyncio.Future[str]:
         loop = asyncio.get_running_loop()
-        stop: asyncio.Future[str] = loop.create_future()
-
-        def on_signal(number: signal.Signals) -> None:
-            if stop.done():
-                self._log.warning("forced", signal=number.name)
-                os._exit(128 + number)
-            stop.set_result(number.name)
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal, number)
+        stop = signals.stop_asked(self._log)
         if self._place.abandoned is not None:
 
             def on_abandoned(descriptor: int) -> None:
@@ -199,6 +188,7 @@ class Server:
         await server.stop(self._settings.drain_seconds)
         self._computation.stop()
         self._refusals.flush()
+        signals.ignore()
         self._log.info("stopped", seconds=round(time.monotonic() - started, 3))
 
 

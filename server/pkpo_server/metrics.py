@@ -218,3 +218,8 @@ class Metrics:
         if series is None:
             series = self._series[definition.name, labels] = self._built[definition].labels(*labels)
         return series
+
+
+def undecoded_variant(method: str) -> str:
+    """The variant a request is filed under before, or for want of, one that it names."""
+    return UNKNOWN_VARIANT if method in (TRANSFORM, TRANSFORM_STREAM) else NO_VARIANT

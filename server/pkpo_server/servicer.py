@@ -151,8 +151,7 @@ class RewardTransformServicer:
             self._admission.leave()
 
     def _account_unread(self, refusal: Refusal, caller: Caller) -> None:
-        has_variant = caller.method in (metrics.TRANSFORM, metrics.TRANSFORM_STREAM)
-        variant = metrics.UNKNOWN_VARIANT if has_variant else metrics.NO_VARIANT
+        variant = metrics.undecoded_variant(caller.method)
         self._means.metrics.started(caller.method)
         self._means.metrics.finished(caller.method, variant, refusal.code, 0)
         log_refusal(refusal, caller, self._means)
@@ -173,7 +172,7 @@ def warm_up(means: Means) -> None:
 
 
 def _answer(decode: Decode, raw: bytes, means: Means) -> None:
-    request = Request()
+    request = Request(metrics.NO_VARIANT)
     decode(raw, means.limits, request)
     assert request.work is not None
     request.work.run(Patience(None)).message()

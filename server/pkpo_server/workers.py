@@ -22,7 +22,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, multiprocess
 
 from pkpo import __version__
-from pkpo_server import logs
+from pkpo_server import logs, signals
 from pkpo_server.address import CannotListen, tcp_address
 from pkpo_server.logs import Log
 from pkpo_server.prometheus import Definition, Processes, serve_metrics
@@ -73,7 +73,7 @@ class Supervisor:
         Raises:
             CannotListen: the address is taken, or not ours.
         """
-        stop = self._stop_signal()
+        stop = signals.stop_asked(self._log, self._force)
         self._folder = tempfile.mkdtemp(prefix="pkpo-metrics-")
         try:
             with _reserved(self._settings.host, self._settings.port) as reservation:
@@ -108,6 +108,7 @@ class Supervisor:
             await asyncio.wait(late)
         for keeper in keepers:
             keeper.result()
+        signals.ignore()
         self._log.info("stopped")
         return 1 if late or self._failed else 0
 
@@ -180,21 +181,9 @@ class Supervisor:
             self._announced = True
             self._log.info("serving", address=self._address, version=__version__, workers=self._settings.workers)
 
-    def _stop_signal(self) -> asyncio.Future[str]:
-        loop = asyncio.get_running_loop()
-        stop: asyncio.Future[str] = loop.create_future()
-
-        def on_signal(number: signal.Signals) -> None:
-            if stop.done():
-                self._log.warning("forced", signal=number.name)
-                self._kill()
-                shutil.rmtree(self._folder, ignore_errors=True)
-                os._exit(128 + number)
-            stop.set_result(number.name)
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal, number)
-        return stop
+    def _force(self) -> None:
+        self._kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _kill(self) -> None:
         for process in self._living.values():

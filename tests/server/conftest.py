@@ -5,8 +5,8 @@ from typing import Any
 
 import grpc
 import pytest
-from live_server import LiveServer
 
+from live_server import LiveServer
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
 
 LIMIT = 64 * 2**20

@@ -1,0 +1,368 @@
+"""Start, readiness, health, deadlines, signals and drain of one serving process."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from live_server import LiveServer, poll
+from pkpo import packed
+from pkpo.v1 import reward_transform_pb2 as pb
+from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
+
+SERVICE = "pkpo.v1.RewardTransformService"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+STREAM_IN_FLIGHT = 'pkpo_in_flight{method="TransformStream"}'
+UNARY_IN_FLIGHT = 'pkpo_in_flight{method="Transform"}'
+
+
+def small_request() -> pb.TransformRequest:
+    return pb.TransformRequest(groups=pb.RewardGroups(f64=pb.DoubleValues(values=[0, 1, 1, 0]), group_size=4), k=[2])
+
+
+def long_request(groups: int) -> pb.TransformRequest:
+    """About 0.15 s of work for each group."""
+    request = pb.TransformRequest(variant=pb.VARIANT_PASSK_BOOTSTRAP, k=[2**11])
+    rewards = np.random.default_rng(3).integers(0, 2, groups * 2**12)
+    request.groups.f64.CopyFrom(packed.double_values(rewards))
+    request.groups.group_size = 2**12
+    return request
+
+
+def connect(server: LiveServer) -> grpc.Channel:
+    return grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
+
+
+@pytest.fixture
+def own() -> Iterator[LiveServer]:
+    """A server that the test may stop."""
+    with LiveServer("--threads", "2") as live:
+        yield live
+
+
+# --- health -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+def test_health_serves(channel: grpc.Channel, service: str) -> None:
+    stub = health_pb2_grpc.HealthStub(channel)
+    assert stub.Check(health_pb2.HealthCheckRequest(service=service)).status == SERVING
+
+
+def test_health_of_an_unknown_service(channel: grpc.Channel) -> None:
+    stub = health_pb2_grpc.HealthStub(channel)
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Check(health_pb2.HealthCheckRequest(service="nothing"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    watch = stub.Watch(health_pb2.HealthCheckRequest(service="nothing"))
+    assert next(watch).status == SERVICE_UNKNOWN
+    watch.cancel()
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+def test_watchers_are_told_before_the_server_goes(own: LiveServer, service: str) -> None:
+    with connect(own) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service))
+        assert next(watch).status == SERVING
+        own.process.send_signal(signal.SIGTERM)
+        assert [answer.status for answer in watch] == [NOT_SERVING]
+    assert own.process.wait(60) == 0
+
+
+def test_a_watcher_that_does_not_read_holds_nothing_up() -> None:
+    with LiveServer("--drain-seconds", "30") as server, connect(server) as channel:
+        watches = [health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()) for _ in range(50)]
+        assert next(watches[0]).status == SERVING
+        assert server.stop() == 0
+        assert server.log_lines("stopped")[0]["seconds"] < 30
+
+
+def test_starting_is_not_serving(tmp_path: Path) -> None:
+    """With an empty kernel cache the server listens long before it can serve, and says so."""
+    with LiveServer(env={"NUMBA_CACHE_DIR": str(tmp_path)}, wait=False) as server:
+        with connect(server) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            check = stub.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=60, wait_for_ready=True)
+            assert not server.log_lines("serving")
+            assert check.status == NOT_SERVING
+            for call, request in (
+                ("Transform", small_request()),
+                ("Estimate", pb.EstimateRequest()),
+                ("GetServerInfo", pb.GetServerInfoRequest()),
+            ):
+                with pytest.raises(grpc.RpcError) as caught:
+                    getattr(pb_grpc.RewardTransformServiceStub(channel), call)(request, timeout=60)
+                assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+                assert "starting" in caught.value.details()
+            watch = stub.Watch(health_pb2.HealthCheckRequest())
+            assert next(watch).status == NOT_SERVING
+            server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        assert not server.log_lines("serving")
+
+
+def test_watchers_see_the_start(tmp_path: Path) -> None:
+    with LiveServer(wait=False) as server, connect(server) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=240
+        )
+        seen = [next(watch).status]
+        while seen[-1] != SERVING:
+            seen.append(next(watch).status)
+        assert seen in ([SERVING], [NOT_SERVING, SERVING])
+        watch.cancel()
+
+
+# --- reflection -------------------------------------------------------------------------------------------------------
+
+
+def reflected_services(channel: grpc.Channel) -> set[str]:
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    (answer,) = stub.ServerReflectionInfo(iter([request]))
+    return {service.name for service in answer.list_services_response.service}
+
+
+def test_reflection_names_the_services(channel: grpc.Channel) -> None:
+    assert reflected_services(channel) >= {SERVICE, "grpc.health.v1.Health"}
+
+
+def test_reflection_can_be_turned_off() -> None:
+    with LiveServer("--no-reflection") as server, connect(server) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            reflected_services(channel)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+# --- deadlines --------------------------------------------------------------------------------------------------------
+
+
+def test_a_passed_deadline_stops_the_work(server: LiveServer) -> None:
+    def count() -> float:
+        return server.metrics()[
+            'pkpo_requests_total{code="DEADLINE_EXCEEDED",method="Transform",variant="PASSK_BOOTSTRAP"}'
+        ]
+
+    before = count()
+    with connect(server) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            pb_grpc.RewardTransformServiceStub(channel).Transform(long_request(200), timeout=0.7)
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        poll(lambda: count() == before + 1, "count of the deadline")
+        assert server.metrics()[UNARY_IN_FLIGHT] == 0
+        # The threads are free again long before that work could have been done.
+        pb_grpc.RewardTransformServiceStub(channel).Transform(long_request(1), timeout=20)
+
+
+def test_a_cancelled_call_stops_the_work(server: LiveServer) -> None:
+    with connect(server) as channel:
+        stub = pb_grpc.RewardTransformServiceStub(channel)
+        calls = [stub.Transform.future(long_request(200)) for _ in range(4)]
+        poll(lambda: server.metrics()[UNARY_IN_FLIGHT] == 4, "work in flight")
+        for call in calls:
+            call.cancel()
+        poll(lambda: server.metrics()[UNARY_IN_FLIGHT] == 0, "end of the work")
+        stub.Transform(long_request(1), timeout=20)
+
+
+def test_the_event_loop_answers_while_big_batches_are_computed(server: LiveServer) -> None:
+    with connect(server) as channel:
+        stub = pb_grpc.RewardTransformServiceStub(channel)
+        long = [stub.Transform.future(long_request(30)) for _ in range(4)]
+        poll(lambda: server.metrics()[UNARY_IN_FLIGHT] == 4, "work in flight")
+        for _ in range(20):
+            stub.Transform(small_request(), timeout=20)
+        assert not any(call.done() for call in long)
+        for call in long:
+            call.cancel()
+
+
+# --- signals and drain ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_idle_server(own: LiveServer, number: signal.Signals) -> None:
+    own.process.send_signal(number)
+    assert own.process.wait(60) == 0
+    assert own.log_lines("draining")[0]["signal"] == number.name
+    assert own.log_lines("stopped")
+
+
+def test_unary_work_in_flight_is_finished(own: LiveServer) -> None:
+    with connect(own) as channel:
+        call = pb_grpc.RewardTransformServiceStub(channel).Transform.future(long_request(10))
+        poll(lambda: own.metrics()[UNARY_IN_FLIGHT] == 1, "work in flight")
+        own.process.send_signal(signal.SIGTERM)
+        assert len(call.result(60).f64.values) == 10 * 2**12
+    assert own.process.wait(60) == 0
+
+
+def test_received_stream_messages_are_answered_before_the_stream_ends(own: LiveServer) -> None:
+    messages: queue.Queue[Any] = queue.Queue()
+    with connect(own) as channel:
+        call = pb_grpc.RewardTransformServiceStub(channel).TransformStream(iter(messages.get, None))
+        for i in range(4):
+            messages.put(pb.TransformStreamRequest(sequence=i, request=long_request(3)))
+        poll(lambda: own.metrics()[STREAM_IN_FLIGHT] == 4, "work in flight")
+        own.process.send_signal(signal.SIGTERM)
+        poll(lambda: own.log_lines("draining"), "drain")
+        assert sorted(next(call).sequence for _ in range(4)) == [0, 1, 2, 3]
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call)
+        messages.put(None)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert "again" in caught.value.details()
+    assert own.process.wait(60) == 0
+
+
+def test_an_idle_stream_does_not_hold_the_drain_up(own: LiveServer) -> None:
+    messages: queue.Queue[Any] = queue.Queue()
+    with connect(own) as channel:
+        call = pb_grpc.RewardTransformServiceStub(channel).TransformStream(iter(messages.get, None))
+        messages.put(pb.TransformStreamRequest(sequence=1, request=small_request()))
+        assert next(call).sequence == 1
+        own.process.send_signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call)
+        messages.put(None)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert own.process.wait(60) == 0
+        assert own.log_lines("stopped")[0]["seconds"] < 30
+
+
+def test_no_new_connection_is_taken_while_draining(own: LiveServer) -> None:
+    with connect(own) as channel:
+        call = pb_grpc.RewardTransformServiceStub(channel).Transform.future(long_request(15))
+        poll(lambda: own.metrics()[UNARY_IN_FLIGHT] == 1, "work in flight")
+        host, port = own.address.rsplit(":", 1)
+        own.process.send_signal(signal.SIGTERM)
+        poll(lambda: own.log_lines("draining"), "drain")
+
+        def refused() -> bool:
+            try:
+                socket.create_connection((host, int(port)), timeout=30).close()
+            except ConnectionError:
+                return True
+            return False
+
+        poll(refused, "refusal of new connections")
+        assert len(call.result(60).f64.values)
+
+
+def test_work_beyond_the_drain_is_cut() -> None:
+    with LiveServer("--drain-seconds", "0.3") as server, connect(server) as channel:
+        call = pb_grpc.RewardTransformServiceStub(channel).Transform.future(long_request(500))
+        poll(lambda: server.metrics()[UNARY_IN_FLIGHT] == 1, "work in flight")
+        assert server.stop() == 0
+        with pytest.raises(grpc.RpcError) as caught:
+            call.result(60)
+        assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_forces(own: LiveServer, number: signal.Signals, status: int) -> None:
+    with connect(own) as channel:
+        held = pb_grpc.RewardTransformServiceStub(channel).Transform.future(long_request(500))
+        poll(lambda: own.metrics()[UNARY_IN_FLIGHT] == 1, "work in flight")
+        own.process.send_signal(number)
+        poll(lambda: own.log_lines("draining"), "drain")
+        own.process.send_signal(number)
+        assert own.process.wait(60) == status
+        assert isinstance(held.exception(60), grpc.RpcError)
+    assert poll(lambda: own.log_lines("forced"), "line of the second signal")[0]["signal"] == number.name
+
+
+# --- where it listens -------------------------------------------------------------------------------------------------
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "pkpo.sock"
+    with LiveServer("--unix-socket", str(path)) as server:
+        assert server.address == f"unix:{path}"
+        with connect(server) as channel:
+            assert len(pb_grpc.RewardTransformServiceStub(channel).Transform(small_request()).f64.values) == 4
+        second = start_and_wait("--unix-socket", str(path))
+        assert second.returncode == 1
+        assert "another process serves on it" in second.stderr
+        with connect(server) as channel:
+            pb_grpc.RewardTransformServiceStub(channel).Transform(small_request())
+
+
+def test_a_unix_socket_left_over_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "pkpo.sock"
+    with LiveServer("--unix-socket", str(path)) as server:
+        server.kill()
+    assert path.is_socket()
+    with LiveServer("--unix-socket", str(path)) as server, connect(server) as channel:
+        pb_grpc.RewardTransformServiceStub(channel).Transform(small_request())
+
+
+def start_and_wait(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pkpo_server", "--metrics-port", "0", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_port_in_use_is_said_and_not_shared(server: LiveServer) -> None:
+    port = server.address.rsplit(":", 1)[1]
+    second = start_and_wait("--port", port)
+    assert second.returncode == 1
+    assert f"127.0.0.1:{port}" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_a_metrics_port_in_use_is_said(server: LiveServer) -> None:
+    port = server.metrics_address.rsplit(":", 1)[1]
+    second = start_and_wait("--port", "0", "--metrics-port", port)
+    assert second.returncode == 1
+    assert f"127.0.0.1:{port}" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("::1", False), ("localhost", False)])
+def test_an_open_address_is_warned_about(host: str, warned: bool) -> None:
+    if host == "::1":
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("this machine has no IPv6 loopback")
+    with LiveServer("--host", host) as server:
+        assert bool(server.log_lines("insecure")) == warned
+        port = server.address.rsplit(":", 1)[1]
+        with grpc.insecure_channel(f"localhost:{port}") as channel:
+            pb_grpc.RewardTransformServiceStub(channel).Transform(small_request())
+
+
+def test_many_callers_at_once(server: LiveServer) -> None:
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            with connect(server) as channel:
+                stub = pb_grpc.RewardTransformServiceStub(channel)
+                for _ in range(20):
+                    assert len(stub.Transform(small_request(), timeout=60).f64.values) == 4
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pkpo_core import gap, maxima
+from pkpo_core.arrays import Float64s
 from pkpo_core.errors import MOST_VIOLATIONS, InvalidArgument, Violation, refuse_any
 from pkpo_core.estimates import SAMPLES_AT_ONCE, MaxAtK, estimated_k, fill_estimates, run_on
 from pkpo_core.groups import RewardGroups
@@ -18,8 +19,6 @@ from pkpo_core.kernels import mark_no_signal
 from pkpo_core.order import sorting_order
 from pkpo_core.subsets import Numbering
 from pkpo_core.variants import GroupStatus, KPolicy, Scale, Variant
-
-Float64s = NDArray[np.float64]
 
 _LARGEST_WORD = (1 << 64) - 1
 

@@ -1,20 +1,19 @@
 """How kernels become machine code.
 
-A kernel is typed eagerly, so that no call ever waits for the compiler; it releases the GIL; and it is cached on disk,
-where there is a place to write. Inputs are typed read-only, which both kinds of array satisfy, outputs are not.
+A kernel has fixed signatures, so that there is one piece of machine code for each whatever arrays arrive; it releases
+the GIL; and it is cached on disk, where there is a place to write. Inputs are typed read-only, which every array is fit
+for, outputs are not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 from numba import config, types
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-_kernels: list[tuple[Any, tuple[Any, ...]]] = []
 
 
 def reads(scalar: Any) -> Any:
@@ -27,17 +26,6 @@ def writes(scalar: Any) -> Any:
     return types.Array(scalar, 1, "C")
 
 
-def kernel(*signatures: Any) -> Callable[[Function], Function]:
-    """Marks a function as a kernel with the given signatures; `compile_kernels` compiles it for them."""
-
-    def compiled(function: Function) -> Function:
-        dispatcher = inlined(function)
-        _kernels.append((dispatcher, signatures))
-        return dispatcher
-
-    return compiled
-
-
 def inlined(function: Function) -> Function:
     """A part of kernels, compiled with them."""
     try:
@@ -47,14 +35,47 @@ def inlined(function: Function) -> Function:
     return dispatcher
 
 
+class _Kernel:
+    """A compiled function that is called from Python, with the signatures it is compiled for and no others."""
+
+    def __init__(self, function: Callable[..., Any], signatures: tuple[Any, ...]) -> None:
+        self._dispatcher: Any = inlined(function)
+        self._signatures = signatures
+        self._call = self._compile_and_call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def compile(self) -> None:
+        if not config.DISABLE_JIT:  # type: ignore[attr-defined]
+            for signature in self._signatures:
+                self._dispatcher.compile(signature)
+            self._dispatcher.disable_compile()
+        self._call = self._dispatcher
+
+    def _compile_and_call(self, *arguments: Any) -> Any:
+        self.compile()
+        return self._dispatcher(*arguments)
+
+
+_kernels: list[_Kernel] = []
+
+
+def kernel(*signatures: Any) -> Callable[[Function], Function]:
+    """Makes a function a kernel with the given signatures, compiled at its first call or by `compile_kernels`."""
+
+    def made(function: Function) -> Function:
+        _kernels.append(_Kernel(function, signatures))
+        return cast(Function, _kernels[-1])
+
+    return made
+
+
 def compile_kernels() -> None:
     """Compiles every kernel, or loads it from the disk cache; afterwards no call waits for the compiler.
 
-    Takes about a second per kernel the first time on a machine, milliseconds afterwards. Does nothing where
-    NUMBA_DISABLE_JIT is set.
+    Takes some seconds the first time on a machine, a fraction of one afterwards. Does nothing where NUMBA_DISABLE_JIT
+    is set.
     """
-    if config.DISABLE_JIT:  # type: ignore[attr-defined]
-        return
-    for dispatcher, signatures in _kernels:
-        for signature in signatures:
-            dispatcher.compile(signature)
+    for each in _kernels:
+        each.compile()

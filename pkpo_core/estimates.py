@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from pkpo_core.arrays import Float64s, Int64s
 from pkpo_core.errors import InvalidArgument, Violation, refuse_any
 from pkpo_core.groups import RewardGroups
 from pkpo_core.k_range import k_values
@@ -16,9 +17,6 @@ from pkpo_core.layout import Layout
 from pkpo_core.order import sorting_order
 from pkpo_core.variants import Scale, Variant
 from pkpo_core.weights import GapForm, distinct_rows, gap_form, maximum_law
-
-Float64s = NDArray[np.float64]
-Int64s = NDArray[np.int64]
 
 SAMPLES_AT_ONCE = 1 << 18  # between two checkpoints: some milliseconds
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pkpo_core.arrays import Float64s, Int64s
 from pkpo_core.kernels import gap_advantages, standardised_advantages
 from pkpo_core.layout import Layout
 from pkpo_core.variants import Scale, Variant
 from pkpo_core.weights import distinct_rows, gap_form, maximum_law
-
-Float64s = NDArray[np.float64]
-Int64s = NDArray[np.int64]
 
 GRPO_EPSILON = 1e-6  # verl's
 

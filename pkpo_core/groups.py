@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pkpo_core.arrays import Float64s, Int64s
 from pkpo_core.errors import MOST_VIOLATIONS, InvalidArgument, Violation, refuse_any
 from pkpo_core.layout import Layout
 
@@ -28,7 +29,7 @@ class RewardGroups:
             `groups.group_sizes[i]`.
     """
 
-    rewards: NDArray[np.float64] | NDArray[np.float32]
+    rewards: Float64s | NDArray[np.float32]
     group_sizes: int | NDArray[np.integer]
 
     def __post_init__(self) -> None:
@@ -118,12 +119,12 @@ class RewardGroups:
         return self.layout.number_of_groups
 
     @property
-    def sizes(self) -> NDArray[np.int64]:
+    def sizes(self) -> Int64s:
         """The size of each group, shape (groups,)."""
         return self.layout.sizes
 
     @property
-    def offsets(self) -> NDArray[np.int64]:
+    def offsets(self) -> Int64s:
         """Where each group begins, and where the last one ends, shape (groups + 1,)."""
         return self.layout.offsets
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pkpo_core.arrays import Int64s
 from pkpo_core.errors import MOST_VIOLATIONS, InvalidArgument, Violation, refuse_any
 from pkpo_core.groups import RewardGroups
 from pkpo_core.variants import VARIANTS, GroupStatus, KPolicy, Variant
@@ -36,7 +37,7 @@ class LegalK:
         statuses: uint8, shape (groups,): FINE, K_CLAMPED or TOO_SMALL.
     """
 
-    k: NDArray[np.int64]
+    k: Int64s
     statuses: NDArray[np.uint8]
 
 
@@ -69,7 +70,7 @@ def legal_k(groups: RewardGroups, k: ArrayLike | None, variant: Variant, policy:
     return LegalK(legal, statuses.astype(np.uint8))
 
 
-def k_values(field: str, k: ArrayLike) -> NDArray[np.int64]:
+def k_values(field: str, k: ArrayLike) -> Int64s:
     """The values of a k argument as an array, shape (values,).
 
     Raises:
@@ -90,7 +91,7 @@ def k_values(field: str, k: ArrayLike) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
-def _largest_legal(variant: Variant, n: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+def _largest_legal(variant: Variant, n: Int64s, wanted: Int64s) -> Int64s:
     """The largest legal k up to the one wanted, 0 where there is none."""
     if variant in _PARTITIONED:
         distinct, group = np.unique(np.stack((n, wanted)), axis=1, return_inverse=True)
@@ -112,7 +113,7 @@ def _largest_block(variant: Variant, n: int, wanted: int) -> int:
 
 
 def _unclampable(
-    groups: RewardGroups, field: _KField, asked: NDArray[np.int64], wanted: NDArray[np.int64], variant: Variant
+    groups: RewardGroups, field: _KField, asked: Int64s, wanted: Int64s, variant: Variant
 ) -> Iterator[Violation]:
     """What CLAMP cannot mend: k = 0, and for TZSM a k below n."""
     for i in np.flatnonzero(wanted == 0)[:MOST_VIOLATIONS].tolist():
@@ -125,8 +126,8 @@ def _unclampable(
 def _out_of_range(
     groups: RewardGroups,
     field: _KField,
-    asked: NDArray[np.int64],
-    legal: NDArray[np.int64],
+    asked: Int64s,
+    legal: Int64s,
     off: NDArray[np.bool_],
     variant: Variant,
 ) -> Iterator[Violation]:

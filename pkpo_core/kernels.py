@@ -17,10 +17,8 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from pkpo_core.arrays import Float64s, Int64s
 from pkpo_core.compilation import inlined, kernel, reads, writes
-
-Float64s = NDArray[np.float64]
-Int64s = NDArray[np.int64]
 
 _f8, _i8 = types.float64, types.int64
 _groups = (reads(_f8), reads(_i8), reads(_i8))

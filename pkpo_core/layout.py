@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+
+from pkpo_core.arrays import Int64s
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Layout:
     """
 
     total: int
-    group_sizes: int | NDArray[np.int64]
+    group_sizes: int | Int64s
 
     @property
     def uniform_size(self) -> int | None:
@@ -33,14 +34,14 @@ class Layout:
         return self.group_sizes.size if isinstance(self.group_sizes, np.ndarray) else self.total // self.group_sizes
 
     @cached_property
-    def sizes(self) -> NDArray[np.int64]:
+    def sizes(self) -> Int64s:
         """The size of each group, shape (groups,)."""
         if isinstance(self.group_sizes, np.ndarray):
             return self.group_sizes
         return np.full(self.number_of_groups, self.group_sizes, np.int64)
 
     @cached_property
-    def offsets(self) -> NDArray[np.int64]:
+    def offsets(self) -> Int64s:
         """Where each group begins, and where the last one ends, shape (groups + 1,)."""
         if isinstance(self.group_sizes, np.ndarray):
             return np.concatenate((np.zeros(1, np.int64), np.cumsum(self.group_sizes)))

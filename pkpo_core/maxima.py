@@ -16,17 +16,14 @@ from collections.abc import Callable
 
 import numpy as np
 from numba import types
-from numpy.typing import NDArray
 
 from pkpo_core import gap
+from pkpo_core.arrays import Float64s, Int64s
 from pkpo_core.compilation import kernel, reads, writes
 from pkpo_core.layout import Layout
 from pkpo_core.order import sorting_order
 from pkpo_core.subsets import Numbering, chosen_samples
 from pkpo_core.variants import Scale, Variant
-
-Float64s = NDArray[np.float64]
-Int64s = NDArray[np.int64]
 
 _f8, _i8 = types.float64, types.int64
 

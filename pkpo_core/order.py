@@ -10,13 +10,14 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from pkpo_core.arrays import Float64s, Int64s
 from pkpo_core.compilation import inlined, kernel, reads, writes
 from pkpo_core.layout import Layout
 
 LARGEST_RANKED = 32
 
 
-def sorting_order(layout: Layout, rewards: NDArray[np.float64]) -> NDArray[np.int64]:
+def sorting_order(layout: Layout, rewards: Float64s) -> Int64s:
     """For each group the indices that sort it, counted from the group's start, groups end to end.
 
     Args:
@@ -40,7 +41,7 @@ def sorting_order(layout: Layout, rewards: NDArray[np.float64]) -> NDArray[np.in
 
 
 @inlined
-def _partition(values: NDArray[np.float64], order: NDArray[np.int64]) -> bool:
+def _partition(values: Float64s, order: Int64s) -> bool:
     """Sorts a group of at most two values; false, and nothing done, where it has more."""
     low = high = values[0]
     for value in values:
@@ -66,7 +67,7 @@ def _partition(values: NDArray[np.float64], order: NDArray[np.int64]) -> bool:
 
 
 @inlined
-def _rank(values: NDArray[np.float64], order: NDArray[np.int64]) -> None:
+def _rank(values: Float64s, order: Int64s) -> None:
     for i in range(values.size):
         value = values[i]
         rank = 0
@@ -78,9 +79,7 @@ def _rank(values: NDArray[np.float64], order: NDArray[np.int64]) -> None:
 
 
 @kernel(types.void(reads(types.float64), reads(types.int64), writes(types.int64), writes(types.bool_)))
-def _order_small(
-    rewards: NDArray[np.float64], offsets: NDArray[np.int64], order: NDArray[np.int64], left: NDArray[np.bool_]
-) -> None:
+def _order_small(rewards: Float64s, offsets: Int64s, order: Int64s, left: NDArray[np.bool_]) -> None:
     for g in range(left.size):
         start, stop = offsets[g], offsets[g + 1]
         values, group_order = rewards[start:stop], order[start:stop]

@@ -27,9 +27,8 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from pkpo_core.arrays import Int64s
 from pkpo_core.compilation import kernel, reads, writes
-
-Int64s = NDArray[np.int64]
 
 _WORD = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15

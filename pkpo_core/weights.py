@@ -15,12 +15,10 @@ from typing import TypeVar
 
 import numpy as np
 from numba import types
-from numpy.typing import NDArray
 
+from pkpo_core.arrays import Float64s, Int64s
 from pkpo_core.compilation import kernel, writes
 from pkpo_core.variants import Scale, Variant
-
-Float64s = NDArray[np.float64]
 
 CACHE_BYTES = 64 << 20
 
@@ -180,15 +178,15 @@ class Rows:
     """
 
     pairs: tuple[tuple[int, int], ...]
-    row: NDArray[np.int64]
-    starts: NDArray[np.int64]
+    row: Int64s
+    starts: Int64s
 
     def joined(self, weights: Sequence[Float64s]) -> Float64s:
         """The rows' weights, end to end."""
         return weights[0] if len(weights) == 1 else np.concatenate(weights) if weights else np.empty(0)
 
 
-def distinct_rows(sizes: NDArray[np.int64], k: NDArray[np.int64]) -> Rows:
+def distinct_rows(sizes: Int64s, k: Int64s) -> Rows:
     """One row for each distinct (n, k) of a batch.
 
     Args:

@@ -57,22 +57,20 @@ def fill_advantages(
         out: shape (rewards,).
     """
     if variant is Variant.PASSK_BOOTSTRAP:
-        for g in range(layout.number_of_groups):
-            checkpoint()
-            samples = slice(int(layout.offsets[g]), int(layout.offsets[g + 1]))
-            out[samples] = 0.0
-            if k[g]:
-                _fill_from_random_subsets(rewards[samples], int(k[g]), numbering.key(g), checkpoint, out[samples])
+        _fill_from_random_subsets(layout, rewards, k, numbering, checkpoint, out)
         out *= np.repeat(_factor(layout.sizes, Scale.MEAN, scale), layout.sizes)
-        return
+    elif variant is Variant.LOO_MINUS_ONE_PARTITIONED:
+        _fill_within_blocks(layout, rewards, k, scale, out)
+    else:
+        _fill_from_blocks(layout, rewards, k, variant, scale, out)
+
+
+def _fill_from_blocks(
+    layout: Layout, rewards: Float64s, k: Int64s, variant: Variant, scale: Scale, out: Float64s
+) -> None:
+    of_maxima, native = _OF_BLOCK_MAXIMA[variant]
     block = np.where(k > 0, k, layout.sizes)
     blocks = layout.sizes // block
-    if variant is Variant.LOO_MINUS_ONE_PARTITIONED:
-        within = Layout(layout.total, np.repeat(block, blocks))
-        _fill_sorted(within, rewards, np.repeat(k, blocks), Variant.TZSM, Scale.SUM, out)
-        out *= np.repeat(block / layout.sizes * _factor(layout.sizes, Scale.SUM, scale), layout.sizes)
-        return
-    of_maxima, native = _OF_BLOCK_MAXIMA[variant]
     maxima_layout = Layout(int(blocks.sum()), blocks)
     maxima = np.empty(maxima_layout.total)
     _take_block_maxima(rewards, layout.offsets, block, maxima_layout.offsets, maxima)
@@ -81,20 +79,32 @@ def fill_advantages(
     _give_to_blocks(of_blocks, maxima_layout.offsets, layout.offsets, block, _factor(layout.sizes, native, scale), out)
 
 
+def _fill_within_blocks(layout: Layout, rewards: Float64s, k: Int64s, scale: Scale, out: Float64s) -> None:
+    block = np.where(k > 0, k, layout.sizes)
+    blocks = layout.sizes // block
+    within = Layout(layout.total, np.repeat(block, blocks))
+    _fill_sorted(within, rewards, np.repeat(k, blocks), Variant.TZSM, Scale.SUM, out)
+    out *= np.repeat(block / layout.sizes * _factor(layout.sizes, Scale.SUM, scale), layout.sizes)
+
+
 def _fill_from_random_subsets(
-    rewards: Float64s, k: int, key: int, checkpoint: Callable[[], None], out: Float64s
+    layout: Layout, rewards: Float64s, k: Int64s, numbering: Numbering, checkpoint: Callable[[], None], out: Float64s
 ) -> None:
-    # Where 2k > n a subset is known by the samples it leaves out, and a sample gets minus the scores of the subsets
-    # that leave it out: the same sum, since all scores sum to zero.
-    chosen = chosen_samples(rewards.size, k, key, checkpoint)
-    left_out = 2 * k > rewards.size
-    maxima = np.empty(chosen.shape[0])
-    _take_subset_maxima(rewards, chosen.reshape(-1), left_out, maxima)
-    scores = np.empty(maxima.size)
-    _fill_sorted(
-        Layout(maxima.size, maxima.size), maxima, np.ones(1, np.int64), Variant.PASSK_ANALYTIC, Scale.MEAN, scores
-    )
-    _give_to_subsets(scores, chosen.reshape(-1), left_out, out)
+    out[:] = 0.0
+    for g in np.flatnonzero(k > 0).tolist():
+        checkpoint()
+        samples = slice(int(layout.offsets[g]), int(layout.offsets[g + 1]))
+        group_rewards, group_k = rewards[samples], int(k[g])
+        chosen = chosen_samples(group_rewards.size, group_k, numbering.key(g), checkpoint)
+        # Where 2k > n a subset is known by the samples it leaves out, and a sample gets minus the scores of the
+        # subsets that leave it out: the same sum, since all scores sum to zero.
+        left_out = 2 * group_k > group_rewards.size
+        maxima = np.empty(chosen.shape[0])
+        _take_subset_maxima(group_rewards, chosen.reshape(-1), left_out, maxima)
+        scores = np.empty(maxima.size)
+        one_group = Layout(maxima.size, maxima.size)
+        _fill_sorted(one_group, maxima, np.ones(1, np.int64), Variant.PASSK_ANALYTIC, Scale.MEAN, scores)
+        _give_to_subsets(scores, chosen.reshape(-1), left_out, out[samples])
 
 
 def _fill_sorted(layout: Layout, rewards: Float64s, k: Int64s, variant: Variant, scale: Scale, out: Float64s) -> None:

@@ -11,12 +11,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pkpo_client.errors import InvalidArgument, Violation
+from pkpo_client.errors import InvalidArgument, refused
+
+
+class Array(Protocol):
+    """An array of NumPy, torch, JAX or anybody who speaks NumPy's protocol."""
+
+    def __array__(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -63,20 +69,20 @@ def on_host(name: str, values: Any) -> NDArray[Any]:
         InvalidArgument: NumPy makes no array of it, or only one that would lose something.
     """
     if isinstance(values, np.ma.MaskedArray):
-        raise _refused(name, "a NumPy masked array; give its .data, and mask=~array.mask")
+        raise refused(name, "is a NumPy masked array; give its .data, and mask=~array.mask")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(values, torch.Tensor):
         return np.asarray(values.detach().cpu().numpy())
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(values, jax.core.Tracer):
-        raise _refused(
+        raise refused(
             name,
             "is a JAX tracer, which has no values yet; call outside of jit, or through jax.experimental.io_callback",
         )
     try:
         return np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise _refused(name, f"no array can be made of a {type(values).__name__}: {error}") from error
+        raise refused(name, f"is a {type(values).__name__} that no array can be made of: {error}") from error
 
 
 def kept(rewards: Any) -> Any:
@@ -92,7 +98,7 @@ def kept(rewards: Any) -> Any:
 def _taken_from_torch(torch: Any, rewards: Any) -> Taken:
     tensor = rewards.detach()
     if tensor.is_complex():
-        raise _refused("rewards", f"{tensor.dtype} is no real dtype")
+        raise refused("rewards", f"is of {tensor.dtype}; must be real numbers")
     returns = tensor.dtype if tensor.is_floating_point() else torch.float64
     travels = torch.float64 if returns == torch.float64 else torch.float32
     values = tensor.to(device="cpu", dtype=travels).contiguous().numpy()
@@ -127,7 +133,7 @@ def _dtypes(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
         return np.dtype(np.float32), dtype
     if dtype.kind == "f":
         return np.dtype(np.float64), dtype
-    raise _refused("rewards", f"an array of dtype {dtype} holds no real numbers")
+    raise refused("rewards", f"is of dtype {dtype}; must be real numbers")
 
 
 def _narrowed(answer: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -142,13 +148,9 @@ def _narrowed(answer: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _too_narrow(advantage: float, dtype: str) -> InvalidArgument:
-    return _refused(
-        "rewards", f"the advantage {advantage!r} does not fit {dtype}; send the rewards as float32 or float64"
+    return refused(
+        "rewards", f"is of {dtype}, which the advantage {advantage!r} does not fit; must be float32 or float64"
     )
 
 
-def _refused(field: str, description: str) -> InvalidArgument:
-    return InvalidArgument.of(Violation(field, description))
-
-
-__all__ = ["Taken", "kept", "on_host", "taken"]
+__all__ = ["Array", "Taken", "kept", "on_host", "taken"]

@@ -25,7 +25,7 @@ def bound(method: MethodT, operation: Callable[..., Any], owner: str, returns: s
     method.__qualname__ = f"{owner}.{operation.__name__}"
     method.__doc__ = operation.__doc__
     method.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *parameters],
+        parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *parameters],
         return_annotation=returns.format(result),
     )
     return method

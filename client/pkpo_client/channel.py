@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from pkpo_client.errors import ClientClosed, InvalidArgument, Violation
+from pkpo_client.errors import ClientClosed, refused
 from pkpo_client.splitting import LARGEST_MESSAGE_BYTES
 
 VERSION_METADATA = "pkpo-server-version"
@@ -53,9 +53,9 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
     # gRPC retries only what fits this buffer; its default of 256 KiB would leave large batches without retries.
     ("grpc.per_rpc_retry_buffer_size", LARGEST_MESSAGE_BYTES + 2**16),
-    # A peer that vanished without a word is noticed within 40 s, while calls are under way.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    # A peer that vanished without a word is noticed within the default timeout, while calls are under way.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 8_000),
     ("grpc.http2.max_pings_without_data", 0),
     # A service that comes back is found within seconds; gRPC's default is up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -84,13 +84,13 @@ class Endpoint:
     def __post_init__(self) -> None:
         here = _is_this_machine(self.address)
         if self.credentials is not None and not isinstance(self.credentials, grpc.ChannelCredentials):
-            raise _refused("credentials", f"is a {type(self.credentials).__name__}; must be grpc.ChannelCredentials")
+            raise refused("credentials", f"is a {type(self.credentials).__name__}; must be grpc.ChannelCredentials")
         if self.token is None:
             return
         if not isinstance(self.token, str) or not _TOKEN.fullmatch(self.token):
-            raise _refused("token", "is not one word of printable ASCII")  # and is not repeated here
+            raise refused("token", "is not shown; must be one word of printable ASCII")
         if self.credentials is None and not here:
-            raise _refused(
+            raise refused(
                 "token", f"would travel in plaintext to {self.address}; give credentials=grpc.ssl_channel_credentials()"
             )
 
@@ -142,7 +142,7 @@ def server_version(metadata: Any) -> str | None:
 def _is_this_machine(address: Any) -> bool:
     """Whether `address`, which is checked, does not leave this machine."""
     if not isinstance(address, str):
-        raise _refused("address", f"is {address!r}; must be a string such as 'localhost:50051'")
+        raise refused("address", f"is {address!r}; must be a string such as 'localhost:50051'")
     if _UNIX.fullmatch(address):
         return True
     if address.startswith(_OTHER_RESOLVERS):
@@ -155,12 +155,12 @@ def _is_this_machine(address: Any) -> bool:
 
 def _is_loopback(target: str, address: str) -> bool:
     if "://" in address.removeprefix("dns://"):
-        raise _refused(
+        raise refused(
             "address", f"is {address!r}; a gRPC address is no URL: write host:port, such as 'localhost:50051'"
         )
     parsed = _HOST_AND_PORT.fullmatch(target)
     if parsed is None or not 0 < int(parsed["port"]) < 2**16:
-        raise _refused(
+        raise refused(
             "address",
             f"is {address!r}; must be 'host:port' with a port from 1 to 65535, 'dns:///host:port' or 'unix:/path'",
         )
@@ -169,10 +169,6 @@ def _is_loopback(target: str, address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _refused(name: str, description: str) -> InvalidArgument:
-    return InvalidArgument.of(Violation(name, description))
 
 
 __all__ = ["VERSION_METADATA", "Endpoint", "Process", "server_version"]

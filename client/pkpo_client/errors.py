@@ -63,6 +63,11 @@ class InvalidArgument(PkpoError, ValueError):
         return cls("; ".join(map(str, violations)), violations)
 
 
+def refused(field: str, description: str) -> InvalidArgument:
+    """The error that says one thing is wrong: "field: is VALUE; must be BOUND"."""
+    return InvalidArgument.of(Violation(field, description))
+
+
 class Unavailable(PkpoError, ConnectionError):
     """The service answered UNAVAILABLE until the retries were used up."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_client.arrays import on_host
-from pkpo_client.errors import InvalidArgument, Violation
+from pkpo_client.errors import refused
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +86,16 @@ def grouped(rewards: NDArray[Any], group_ids: Any = None, mask: Any = None) -> G
     keep = None if mask is None else _kept(mask, rewards.shape)
     if rewards.ndim == 2:
         if group_ids is not None:
-            raise _refused(
-                "group_ids", f"rewards of shape {rewards.shape} are one group per row; ids go with one dimension"
+            raise refused(
+                "group_ids", f"are given; must be None for rewards of shape {rewards.shape}, whose rows are the groups"
             )
         return _rows(rewards, keep)
     if rewards.ndim != 1:
-        raise _refused("rewards", f"shape {rewards.shape} is neither (groups, n) nor (samples,) with group_ids")
+        raise refused("rewards", f"has shape {rewards.shape}; must be (groups, n), or (samples,) with group_ids")
     if group_ids is None:
-        raise _refused(
-            "group_ids", f"rewards of shape {rewards.shape} need one id per sample; or give shape (groups, n)"
+        raise refused(
+            "group_ids",
+            f"is None; must be one id per sample for rewards of shape {rewards.shape}, or give shape (groups, n)",
         )
     return _by_id(rewards, group_ids, keep)
 
@@ -114,7 +115,7 @@ def _rows(rewards: NDArray[Any], keep: NDArray[np.bool_] | None) -> Grouped:
 def _by_id(rewards: NDArray[Any], group_ids: Any, keep: NDArray[np.bool_] | None) -> Grouped:
     numbers, ids = numbered(group_ids)
     if numbers.shape != rewards.shape:
-        raise _refused("group_ids", f"{len(numbers)} ids for {len(rewards)} rewards")
+        raise refused("group_ids", f"has {len(numbers)} values; must have one for each of {len(rewards)} rewards")
     # Stable, since the block-wise variants go by the order of a group's samples.
     positions = np.argsort(numbers, kind="stable") if np.any(numbers[1:] < numbers[:-1]) else None
     if keep is not None:
@@ -153,7 +154,7 @@ def numbered(group_ids: Any) -> tuple[NDArray[np.int64], tuple[Hashable, ...]]:
     if hasattr(group_ids, "__array__"):
         array = on_host("group_ids", group_ids)
         if array.ndim != 1:
-            raise _refused("group_ids", f"shape {array.shape} has not one dimension")
+            raise refused("group_ids", f"has shape {array.shape}; must have one dimension")
         if array.dtype.kind in "biu":
             return _numbered_integers(array)
         group_ids = array.tolist()
@@ -163,10 +164,10 @@ def numbered(group_ids: Any) -> tuple[NDArray[np.int64], tuple[Hashable, ...]]:
         for each in group_ids:
             samples.append(first.setdefault(each, len(first)))
     except TypeError as error:
-        raise _refused("group_ids", f"the id of sample {len(samples)} cannot be one: {error}") from error
+        raise refused(f"group_ids[{len(samples)}]", f"cannot name a group: {error}") from error
     for each in first:
         if each != each or (hasattr(each, "__array__") and not isinstance(each, np.generic)):
-            raise _refused("group_ids", f"{each!r} is not known by its value, so it names no group")
+            raise refused("group_ids", f"holds {each!r:.80}; must be known by its value, as integers and strings are")
     return np.array(samples, dtype=np.int64), tuple(first)
 
 
@@ -182,17 +183,13 @@ def _kept(mask: Any, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
     """The mask as bools; None where it keeps everything."""
     array = on_host("mask", mask)
     if array.shape != shape:
-        raise _refused("mask", f"shape {array.shape} is not that of the rewards, {shape}")
+        raise refused("mask", f"has shape {array.shape}; must have that of the rewards, {shape}")
     if array.dtype != np.bool_:
         keep = array.astype(np.bool_) if array.dtype.kind in "iuf" else None
         if keep is None or not np.array_equal(array, keep):
-            raise _refused("mask", f"an array of dtype {array.dtype} that is not all true and false, or 1 and 0")
+            raise refused("mask", f"is of dtype {array.dtype}; must be true and false, or 1 and 0")
         array = keep
     return None if array.all() else array
-
-
-def _refused(field: str, description: str) -> InvalidArgument:
-    return InvalidArgument.of(Violation(field, description))
 
 
 __all__ = ["Grouped", "grouped", "numbered"]

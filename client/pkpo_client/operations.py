@@ -7,35 +7,37 @@ thrown the error, and returns what the method returns.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeAlias, TypeVar, overload
+from typing import Any, Generic, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_client import options, splitting
-from pkpo_client.arrays import kept, taken
-from pkpo_client.errors import InvalidArgument, Violation
+from pkpo_client.arrays import Array, kept, taken
+from pkpo_client.errors import InvalidArgument, Violation, refused
 from pkpo_client.grouping import Grouped, grouped
 from pkpo_client.options import Defaults
 from pkpo_client.results import ArrayT, GroupStatus, Limits, MaxAtK, ServerInfo, TransformResult, joined, scattered
 from pkpo_client.work import Advantages, Batch, EstimateBatch, Info, Operation, ServerLimits
 
-AnswerT = TypeVar("AnswerT")
-
 #: What NumPy makes an array of numbers of.
 Numbers: TypeAlias = Sequence[float] | Sequence[Sequence[float]]
+#: One integer or several.
+Integers: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | Array
+Ids: TypeAlias = Sequence[Hashable] | Array
+Mask: TypeAlias = Sequence[bool] | Sequence[Sequence[bool]] | Array
 
 
 @overload
 def transform(
     defaults: Defaults,
     rewards: Numbers,
-    k: Any = None,
+    k: Integers | None = None,
     *,
-    group_ids: Any = None,
-    mask: Any = None,
+    group_ids: Ids | None = None,
+    mask: Mask | None = None,
     variant: str | None = None,
     scale: str | None = None,
     k_policy: str | None = None,
@@ -47,10 +49,10 @@ def transform(
 def transform(
     defaults: Defaults,
     rewards: ArrayT,
-    k: Any = None,
+    k: Integers | None = None,
     *,
-    group_ids: Any = None,
-    mask: Any = None,
+    group_ids: Ids | None = None,
+    mask: Mask | None = None,
     variant: str | None = None,
     scale: str | None = None,
     k_policy: str | None = None,
@@ -61,10 +63,10 @@ def transform(
 def transform(
     defaults: Defaults,
     rewards: Any,
-    k: Any = None,
+    k: Integers | None = None,
     *,
-    group_ids: Any = None,
-    mask: Any = None,
+    group_ids: Ids | None = None,
+    mask: Mask | None = None,
     variant: str | None = None,
     scale: str | None = None,
     k_policy: str | None = None,
@@ -124,11 +126,11 @@ def transform(
 def transform_detailed(
     defaults: Defaults,
     rewards: Numbers,
-    k: Any = None,
+    k: Integers | None = None,
     *,
-    estimate_k: Any = (),
-    group_ids: Any = None,
-    mask: Any = None,
+    estimate_k: Integers = (),
+    group_ids: Ids | None = None,
+    mask: Mask | None = None,
     variant: str | None = None,
     scale: str | None = None,
     k_policy: str | None = None,
@@ -140,11 +142,11 @@ def transform_detailed(
 def transform_detailed(
     defaults: Defaults,
     rewards: ArrayT,
-    k: Any = None,
+    k: Integers | None = None,
     *,
-    estimate_k: Any = (),
-    group_ids: Any = None,
-    mask: Any = None,
+    estimate_k: Integers = (),
+    group_ids: Ids | None = None,
+    mask: Mask | None = None,
     variant: str | None = None,
     scale: str | None = None,
     k_policy: str | None = None,
@@ -155,11 +157,11 @@ def transform_detailed(
 def transform_detailed(
     defaults: Defaults,
     rewards: Any,
-    k: Any = None,
+    k: Integers | None = None,
     *,
-    estimate_k: Any = (),
-    group_ids: Any = None,
-    mask: Any = None,
+    estimate_k: Integers = (),
+    group_ids: Ids | None = None,
+    mask: Mask | None = None,
     variant: str | None = None,
     scale: str | None = None,
     k_policy: str | None = None,
@@ -210,10 +212,10 @@ def transform_detailed(
 def estimate(
     defaults: Defaults,
     rewards: Any,
-    k: Any,
+    k: Integers,
     *,
-    group_ids: Any = None,
-    mask: Any = None,
+    group_ids: Ids | None = None,
+    mask: Mask | None = None,
     timeout: float | None = None,
 ) -> Operation[tuple[MaxAtK, ...]]:
     """Unbiased estimates of max@k of each group (pass@k for rewards of 0 and 1), with standard errors.
@@ -238,7 +240,7 @@ def estimate(
     """
     ks = options.k_list("k", k)
     if not ks:
-        raise InvalidArgument.of(Violation("k", "empty; give at least one"))
+        raise refused("k", "is empty; must have at least 1 value")
     seconds = options.timeout(defaults.timeout if timeout is None else timeout)
     batch = grouped(taken(rewards).values, group_ids, mask)
     if batch.number_of_groups == 0:
@@ -296,9 +298,9 @@ class Plan(Generic[ArrayT]):
 def stream(
     defaults: Defaults,
     batches: Iterable[ArrayT] | AsyncIterable[ArrayT] | Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
-    k: Any = None,
+    k: Integers | None = None,
     *,
-    estimate_k: Any = (),
+    estimate_k: Integers = (),
     variant: str | None = None,
     scale: str | None = None,
     k_policy: str | None = None,
@@ -340,15 +342,15 @@ def stream(
         "timeout": timeout,
     }
     if options.integer("in_flight", in_flight, 2**16) == 0:
-        raise InvalidArgument.of(Violation("in_flight", "0 is below 1"))
+        raise refused("in_flight", "is 0; must be at least 1")
 
     def operation(batch: Any) -> Operation[TransformResult[Any]]:
         arguments = {**usual, **(batch if isinstance(batch, Mapping) else {"rewards": batch})}
         if "rewards" not in arguments:
-            return failing(InvalidArgument.of(Violation("rewards", "missing from the mapping")))
+            return failing(refused("rewards", "is missing; must be in the mapping"))
         strange = sorted(map(str, arguments.keys() - usual.keys() - {"rewards", "group_ids", "mask"}))
         if strange:
-            return failing(InvalidArgument.of(Violation(strange[0], "is no argument of transform_detailed")))
+            return failing(refused(strange[0], "is given; must be an argument of transform_detailed"))
         # The caller may use the memory for the next batch while this one is still to be sent, or sent again.
         arguments["rewards"] = kept(arguments["rewards"])
         return transform_detailed(defaults, **arguments)

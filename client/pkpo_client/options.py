@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_client.arrays import on_host
-from pkpo_client.errors import InvalidArgument, Violation
+from pkpo_client.errors import refused
 
 
 def _short_names(enum: Any, prefix: str) -> dict[str, int]:
@@ -67,23 +67,21 @@ class Defaults:
 def name(argument: str, value: Any, legal: dict[str, int]) -> str:
     """`value`, which is a legal short name."""
     if not isinstance(value, str) or value not in legal:
-        raise _refused(argument, f"{value!r} is none of {', '.join(legal)}")
+        raise refused(argument, f"is {value!r:.80}; must be one of {', '.join(legal)}")
     return value
 
 
 def run_id(value: Any) -> str:
     """`value`, which can name a training run."""
     if not isinstance(value, str) or not _RUN_ID.fullmatch(value):
-        raise _refused(
-            "run_id", f"{value!r:.200} is not up to 128 characters of A-Z, a-z, 0-9, '.', '_', ':', '/' and '-'"
-        )
+        raise refused("run_id", f"is {value!r:.80}; must be up to 128 of A-Z a-z 0-9 . _ : / -")
     return value
 
 
 def timeout(value: Any) -> float:
     """`value`, which is a time in seconds above 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value <= 0:
-        raise _refused("timeout", f"{value!r} is no number of seconds above 0")
+        raise refused("timeout", f"is {value!r:.80}; must be a number of seconds above 0")
     return float(value)
 
 
@@ -92,9 +90,9 @@ def integer(argument: str, value: Any, largest: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise _refused(argument, f"{value!r} is no integer") from None
+        raise refused(argument, f"is {value!r:.80}; must be an integer") from None
     if not 0 <= number <= largest:
-        raise _refused(argument, f"{number} is not within 0 and {largest}")
+        raise refused(argument, f"is {number}; must be from 0 to {largest}")
     return number
 
 
@@ -109,7 +107,7 @@ def k_list(argument: str, value: Any) -> tuple[int, ...]:
         value = on_host(argument, value).tolist()
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return tuple(integer(f"{argument}[{index}]", each, _LARGEST_UINT32) for index, each in enumerate(value))
-    return (integer(argument, value, _LARGEST_UINT32),)
+    return (integer(f"{argument}[0]", value, _LARGEST_UINT32),)
 
 
 def k_per_group(variant: str, value: Any, groups: int) -> int | NDArray[np.int64] | None:
@@ -122,7 +120,7 @@ def k_per_group(variant: str, value: Any, groups: int) -> int | NDArray[np.int64
     """
     if value is None:
         if variant not in WITHOUT_K:
-            raise _refused("k", f"None; variant {variant!r} needs one (only {', '.join(sorted(WITHOUT_K))} do not)")
+            raise refused("k", f"is None; must be given, but for {', '.join(sorted(WITHOUT_K))}")
         return 0 if variant == "tzsm" else None
     if hasattr(value, "__array__"):
         array = on_host("k", value)
@@ -132,18 +130,14 @@ def k_per_group(variant: str, value: Any, groups: int) -> int | NDArray[np.int64
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         ks = k_list("k", value)
         return _one_per_group(np.array(ks, dtype=np.int64), groups)
-    return integer("k", value, _LARGEST_UINT32)
+    return integer("k[0]", value, _LARGEST_UINT32)
 
 
 def _one_per_group(ks: NDArray[Any], groups: int) -> NDArray[np.int64]:
     if len(ks) != groups:
-        raise _refused("k", f"{len(ks)} of them for {groups} groups; give one for all, or one per group")
+        raise refused("k", f"has {len(ks)} values; must be one integer, or one for each of {groups} groups")
     outside = (ks < 0) | (ks > _LARGEST_UINT32)
     if outside.any():
         index = int(np.argmax(outside))
-        raise _refused(f"k[{index}]", f"{ks[index]} is not within 0 and {_LARGEST_UINT32}")
+        raise refused(f"k[{index}]", f"is {ks[index]}; must be from 0 to {_LARGEST_UINT32}")
     return ks.astype(np.int64)
-
-
-def _refused(field: str, description: str) -> InvalidArgument:
-    return InvalidArgument.of(Violation(field, description))

@@ -15,13 +15,12 @@ from pkpo_client import status
 from pkpo_client.channel import Endpoint, server_version
 from pkpo_client.errors import (
     ClientClosed,
-    InvalidArgument,
     PermissionDenied,
     PkpoError,
     ServerError,
     Unauthenticated,
     Unavailable,
-    Violation,
+    refused,
 )
 from pkpo_client.local_engine import LocalEngine
 from pkpo_client.options import Defaults
@@ -88,7 +87,7 @@ class Remote:
         timeout: float = 30.0,
     ) -> None:
         if fallback not in (None, "local"):
-            raise InvalidArgument.of(Violation("fallback", f"is {fallback!r}; must be None or 'local'"))
+            raise refused("fallback", f"is {fallback!r:.80}; must be None or 'local'")
         self._endpoint = Endpoint(address, credentials, token)
         self._defaults = Defaults(variant, scale, k_policy, run_id, timeout)
         self._fallback = fallback

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pkpo_client.errors import InvalidArgument, Violation
+from pkpo_client.errors import refused
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def step(milestones: Mapping[int, int]) -> Schedule:
         InvalidArgument: `milestones` does not say the k of step 0, or holds something else than such integers.
     """
     if not isinstance(milestones, Mapping):
-        raise _refused("milestones", f"{milestones!r} is no mapping of training steps to k, such as {{0: 8, 1500: 1}}")
+        raise refused("milestones", f"is {milestones!r:.80}; must map training steps to k, such as {{0: 8, 1500: 1}}")
     pairs = [(_integer("milestones", begins, 0), _integer("milestones", k, 1)) for begins, k in milestones.items()]
     return _steps("milestones", milestones, pairs)
 
@@ -135,14 +135,14 @@ def from_string(text: str) -> Schedule:
         InvalidArgument: `text` says no schedule.
     """
     if not isinstance(text, str):
-        raise _refused("text", f"{text!r} is no string, such as '8@0,1@1500'")
+        raise refused("text", f"is {text!r:.80}; must be a string such as '8@0,1@1500'")
     pairs: list[tuple[int, int]] = []
     for part in text.split(","):
         k, at, begins = part.strip().partition("@")
         if not at and "," not in text:
             begins = "0"
         if not (_is_number(k) and _is_number(begins)):
-            raise _refused("text", f"{part.strip()!r} in {text!r} is no k@step, such as 8@0; join several by commas")
+            raise refused("text", f"holds {part.strip()!r:.80}; must be k@step such as 8@0, several joined by commas")
         pairs.append((_integer("text", int(begins), 0), _integer("text", int(k), 1)))
     return _steps("text", text, pairs)
 
@@ -151,9 +151,9 @@ def _steps(name: str, given: Any, pairs: list[tuple[int, int]]) -> Schedule:
     pairs.sort()
     steps = [begins for begins, _ in pairs]
     if len(set(steps)) < len(steps):
-        raise _refused(name, f"{given!r} says two k for one step")
+        raise refused(name, f"is {given!r:.80}; must say one k for a step")
     if not pairs or pairs[0][0] != 0:
-        raise _refused(name, f"{given!r} does not say the k of step 0")
+        raise refused(name, f"is {given!r:.80}; must say the k of step 0")
     return _Steps(tuple(pairs))
 
 
@@ -169,14 +169,10 @@ def _integer(name: str, value: Any, least: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise _refused(name, f"{value!r} is no integer") from None
+        raise refused(name, f"is {value!r:.80}; must be an integer") from None
     if number < least:
-        raise _refused(name, f"{number} is below {least}")
+        raise refused(name, f"is {number}; must be at least {least}")
     return number
-
-
-def _refused(field: str, description: str) -> InvalidArgument:
-    return InvalidArgument.of(Violation(field, description))
 
 
 __all__ = ["Schedule", "constant", "cosine", "from_string", "linear", "step"]

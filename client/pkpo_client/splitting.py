@@ -104,7 +104,7 @@ def _check_each_group(batch: Grouped, limits: Limits, largest_by_bytes: int) -> 
     raise InvalidArgument.of(
         Violation(
             f"groups.group_sizes[{index}]",
-            f"{size} is above {largest}, the largest group that fits the service's limits; a group cannot be split",
+            f"is {size}; must be at most {largest}, what one request may hold of one group",
             batch.group_in_callers_words(index),
         )
     )

@@ -63,7 +63,7 @@ def s(g: Group, k: int) -> list[Fraction]:
     n = len(g)
     share = Fraction(1, math.comb(n, k))
     maxima = [(subset, max(g[j] for j in subset)) for subset in combinations(range(n), k)]
-    return [sum(share * top for subset, top in maxima if i in subset) for i in range(n)]
+    return [sum((share * top for subset, top in maxima if i in subset), Fraction(0)) for i in range(n)]
 
 
 def sloo(g: Group, k: int) -> list[Fraction]:
@@ -76,9 +76,9 @@ def sloo_minus_one(g: Group, k: int) -> list[Fraction]:
     n = len(g)
     if k == 1:
         return [a / n for a in loo(g, 1)]
-    share = Fraction(1, math.comb(n, k))
     return [
-        sum(share * (max(g[i], *rest) - max(rest)) for rest in combinations(without(g, i), k - 1)) for i in range(n)
+        Fraction(k, n) * mean(max(g[i], *rest) - max(rest) for rest in combinations(without(g, i), k - 1))
+        for i in range(n)
     ]
 
 
@@ -137,7 +137,7 @@ def loo_minus_one_partitioned(g: Group, k: int) -> list[Fraction]:
 def grpo(g: Group, k: int) -> list[Fraction]:
     """The z-score with the sample's standard deviation and a small constant added to it."""
     centre = mean(g)
-    deviation = root(sum((g_i - centre) ** 2 for g_i in g) / (len(g) - 1))
+    deviation = root(len(g) * mean((g_i - centre) ** 2 for g_i in g) / (len(g) - 1))
     return [(g_i - centre) / (deviation + Fraction(GRPO_EPSILON)) for g_i in g]
 
 

@@ -16,14 +16,14 @@ import reference
 from pkpo_core import RewardGroups, Variant, transform
 
 # With the compiler off the same code runs some hundred times slower, so that everything large shrinks: here, once.
-JIT = not numba.config.DISABLE_JIT
+JIT = not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
 
 EXACT = 2e-14  # the largest error allowed, as a share of the group's largest advantage
 
 SIZES = (*range(2, 17), 17, 31, 32, 33, 63, 64, 65, 100, 128, 257) if JIT else (2, 3, 4, 5, 8, 16, 17, 33, 65)
 
 properties = settings(
-    max_examples=150 if JIT else 20,
+    max_examples=100 if JIT else 20,
     derandomize=True,
     deadline=None,
     database=None,
@@ -86,7 +86,7 @@ def groups_of(draw: st.DrawFn, variant: Variant, min_size: int = 2, max_size: in
 
 def bits(array: NDArray[Any]) -> bytes:
     """What two results share only if they agree in every bit."""
-    return array.dtype.str.encode() + array.tobytes()
+    return bytes(array.dtype.str, "ascii") + bytes(array.tobytes())
 
 
 def names(variants: Sequence[Variant]) -> list[str]:

@@ -38,6 +38,13 @@ def test_rewards_meant_to_cause_trouble(data: Any) -> None:
     np.testing.assert_allclose(answer.standard_errors[0], exact_error, rtol=EXACT, atol=0)
 
 
+def test_a_standard_error_far_below_the_spread_of_the_rewards() -> None:
+    """Every 3 of these have one of the last two as their largest reward, so that the first two must not matter."""
+    rewards = [-1e83, -1e23, 0.0, 1e-145]
+    (answer,) = estimate(np.array([rewards]), 3)
+    np.testing.assert_allclose(answer.standard_errors[0], reference.standard_error(rewards, 3), rtol=EXACT, atol=0)
+
+
 def test_nan_where_there_is_no_estimator_and_nowhere_else() -> None:
     groups = RewardGroups(np.arange(10.0), np.array([1, 4, 5]))
     for answer in estimate(groups, [1, 4, 5, 6]):

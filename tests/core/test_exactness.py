@@ -71,6 +71,17 @@ def test_rewards_meant_to_cause_trouble(variant: Variant, data: Any) -> None:
         assert reference.error(variant.value, rewards, k, of_one_group(rewards, k, variant)) < EXACT
 
 
+@pytest.mark.parametrize("variant", [v for v in Variant if v is not Variant.BINARY], ids=lambda variant: variant.value)
+@properties
+@given(data=st.data())
+def test_any_rewards_at_all_give_numbers(variant: Variant, data: Any) -> None:
+    """Subnormal ones too, whose differences have lost the digits that exactness would need."""
+    rewards = data.draw(st.lists(st.floats(-1e100, 1e100) | st.floats(-1e-305, 1e-305), min_size=2, max_size=40))
+    k = data.draw(st.sampled_from(reference.legal_ks(variant.value, len(rewards)) or [0]))
+    if k:
+        assert np.isfinite(of_one_group(rewards, k, variant)).all()
+
+
 def test_the_group_worked_by_hand() -> None:
     advantages = of_one_group([1.0, 1.0, 0.0, 0.0], 2, Variant.S)
     np.testing.assert_allclose(advantages, [1 / 2, 1 / 2, 1 / 3, 1 / 3], rtol=EXACT)

@@ -32,7 +32,7 @@ SCALE_FREE = {Variant.PASSK_ANALYTIC, Variant.PASSK_BOOTSTRAP, Variant.PASSK_FUL
 
 
 def legal_k(data: Any, variant: Variant, n: int, least: int = 1) -> int:
-    return data.draw(st.sampled_from([k for k in reference.legal_ks(variant.value, n) if k >= least]))
+    return int(data.draw(st.sampled_from([k for k in reference.legal_ks(variant.value, n) if k >= least])))
 
 
 @pytest.mark.parametrize("variant", ZERO_WHERE_EQUAL, ids=lambda variant: variant.value)
@@ -77,7 +77,7 @@ def test_the_order_of_samples_does_not_matter(variant: Variant, data: Any) -> No
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_a_ragged_batch_equals_its_groups_one_by_one(variant: Variant, dtype: Any) -> None:
     rng = np.random.default_rng(21)
-    for sizes in (sizes_for(variant), rng.permutation(sizes_for(variant) * 3)):
+    for sizes in (sizes_for(variant), rng.permutation(sizes_for(variant) * 3).tolist()):
         groups, ks = ragged(variant, rng, sizes)
         rewards = groups.rewards.astype(dtype)
         batch = transform(RewardGroups(rewards, groups.sizes), ks, variant=variant, seed=9, first_group=100)

@@ -50,7 +50,7 @@ class Counted:
     def advantages(self, variant: Variant) -> Array:
         n, k, x = self.n, self.k, self.x
         if variant is Variant.LOO or (variant is Variant.SLOO_MINUS_ONE and k == 1):
-            return (x - x.mean()) / (n - 1)
+            return np.asarray((x - x.mean()) / (n - 1))
         if variant is Variant.SLOO_MINUS_ONE:
             return x * self.last - below(np.append(self.next_to_last * x[:-1], 0.0))
         if variant in (Variant.S, Variant.BINARY):
@@ -69,7 +69,7 @@ class Counted:
 def share_of_last(n: int, k: int) -> Array:
     """C(i-1, k-1) / C(n, k) for i = 1 .. n: how many of the k-subsets of n end at i."""
     i = np.arange(n, 1, -1)
-    return np.cumprod(np.append(k / n, np.maximum(i - k, 0) / (i - 1)))[::-1]
+    return np.asarray(np.cumprod(np.append(k / n, np.maximum(i - k, 0) / (i - 1)))[::-1])
 
 
 def below(terms: Array) -> Array:

@@ -112,13 +112,14 @@ def test_a_uniform_batch_equals_its_groups_one_by_one(variant: Variant) -> None:
 def test_groups_may_come_as_rows_or_end_to_end_or_as_strided_views(variant: Variant) -> None:
     groups, ks = ragged(variant, np.random.default_rng(23), [16] * 6)
     rows = groups.rewards.reshape(6, 16)
+    every_third: Any = np.repeat(groups.rewards, 3)[::3]
     forms: list[Any] = [
         rows,
         np.asfortranarray(rows),
         np.repeat(rows, 2, axis=1)[:, ::2],
         RewardGroups(groups.rewards, 16),
         RewardGroups(groups.rewards, np.full(6, 16, np.uint32)),
-        RewardGroups(np.repeat(groups.rewards, 3)[::3], 16),
+        RewardGroups(every_third, 16),
     ]
     answers = [transform(form, ks, variant=variant).advantages for form in forms]
     assert {answer.shape for answer in answers} == {(6, 16), (96,)}

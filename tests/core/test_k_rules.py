@@ -131,6 +131,22 @@ def test_the_worst_status_wins(variant: Variant) -> None:
     assert answer.advantages.any() == (variant in NOT_FROM_DIFFERENCES)
 
 
+def test_every_group_of_a_batch_has_a_status_of_its_own() -> None:
+    groups = {
+        (0.0, 1.0, 2.0): GroupStatus.FINE,
+        (0.0, 1.0): GroupStatus.K_CLAMPED,
+        (1.0, 1.0, 1.0): GroupStatus.NO_SIGNAL,
+        (1.0, 1.0): GroupStatus.NO_SIGNAL,
+        (1.0,): GroupStatus.TOO_SMALL,
+    }
+    batch = RewardGroups(np.array([reward for group in groups for reward in group]), np.array([*map(len, groups)]))
+    for ks, offenders in ((3, ["k[0]"]), ([3] * 5, ["k[1]", "k[3]"])):
+        statuses = transform(batch, ks, k_policy=KPolicy.CLAMP).group_statuses
+        assert statuses.dtype == np.uint8
+        assert statuses.tolist() == list(groups.values())
+        assert refusal(batch, ks) == [*offenders, "groups.group_sizes[4]"]
+
+
 def test_advantages_that_are_all_0_are_no_signal_too() -> None:
     """Rewards differ, but no k-subset's maximum does."""
     answer = transform(np.array([[0.0, 1.0, 1.0, 1.0]]), 3, variant=Variant.PASSK_ANALYTIC)

@@ -27,8 +27,8 @@ def rewards_of(variant: Variant) -> Array:
 class Counted:
     """The papers' sums over subsets, of sorted rewards x, from the ratios of neighbouring binomial coefficients.
 
-    A product of a million ratios is right to about 1e-12, and no x_i - x_j is small beside x: enough to tell that an
-    answer is right, if not to the last digits.
+    A product of a million ratios is right to about 1e-12, and these rewards lie far enough apart for differences to
+    keep most of that: enough to tell that an answer is right, if not to the last digits.
     """
 
     def __init__(self, x: Array, k: int) -> None:
@@ -36,7 +36,7 @@ class Counted:
         i = np.arange(1, n)  # below the i-th reward lie i - 1
         self.x, self.k, self.n = x, k, n
         self.last = share_of_last(n, k)
-        # Of the subsets whose last is j: those that hold a given earlier sample.
+        # As a share of all k-subsets: those that end at j and hold one given sample below it ...
         holding = np.append(0.0, self.last[1:] * (k - 1) / i)
         self.s = x * self.last + above(holding * x)
         self.rho = float(self.last @ x)
@@ -44,7 +44,7 @@ class Counted:
         if k < n:
             share = share_of_last(n - 1, k)
             self.rho_without = below(np.append(share, 0.0) * x) + above(np.append(0.0, share) * x)
-        # Of the subsets whose last is above j: those in which j is next to last, for one of those above.
+        # ... and those that end at one given sample above j and have j next to last.
         self.next_to_last = share_of_last(n - 1, k - 1) * k / n if k >= 2 else np.zeros(n - 1)
 
     def advantages(self, variant: Variant) -> Array:

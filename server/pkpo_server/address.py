@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 
+from pkpo_server.logs import Log
+
 
 class CannotListen(Exception):
     """An address cannot be listened on."""
@@ -20,8 +22,15 @@ def unix_address(path: Path) -> str:
     return f"unix:{path.absolute()}"
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host; a name other than localhost may be anything."""
+def warn_where_open(log: Log, host: str, address: str) -> None:
+    """Writes a warning where more than this machine can reach the address."""
+    if not _is_loopback(host):
+        message = "open to everyone who can reach it, without TLS or authentication"
+        log.warning("insecure", address=address, message=message)
+
+
+def _is_loopback(host: str) -> bool:
+    # A name other than localhost may be anything.
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

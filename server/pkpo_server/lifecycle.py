@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 import time
@@ -18,7 +19,7 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 import pkpo_core
 from pkpo import __version__
 from pkpo_server import logs, signals
-from pkpo_server.address import CannotListen, is_loopback, tcp_address, unix_address
+from pkpo_server.address import CannotListen, tcp_address, unix_address, warn_where_open
 from pkpo_server.admission import Admission
 from pkpo_server.codec import Limits
 from pkpo_server.computation import Computation, default_threads
@@ -75,6 +76,7 @@ class Server:
         self._place = place
         self._log = log
         self._refusals = BoundedLog(log)
+        self._preparing: threading.Thread
         self._computation = Computation(settings.threads or default_threads(settings.workers))
         limits = Limits(
             max_message_bytes=settings.max_message_bytes,
@@ -113,6 +115,9 @@ class Server:
             self._place.serving(address)
         signal_name = await stop
         await self._drain(server, health, signal_name)
+        if self._preparing.is_alive():
+            # A compiler at work does not survive the end of the interpreter around it.
+            os._exit(0)
         return 0
 
     def _grpc_server(self, health: Health) -> aio.Server:
@@ -135,12 +140,6 @@ class Server:
             raise CannotListen(f"cannot listen on {address}: it is in use, or no address of this machine") from error
         if not address.startswith("unix:"):
             address = f"{address.rpartition(':')[0]}:{port}"
-            if not is_loopback(self._settings.host):
-                self._log.warning(
-                    "insecure",
-                    address=address,
-                    message="open to everyone who can reach it, without TLS or authentication",
-                )
         self._place.listening(address)
         return address
 
@@ -164,7 +163,8 @@ class Server:
                 self._log.debug("prepared", seconds=round(time.monotonic() - started, 3))
                 loop.call_soon_threadsafe(tell, None)
 
-        threading.Thread(target=prepare, name="prepare", daemon=True).start()
+        self._preparing = threading.Thread(target=prepare, name="prepare", daemon=True)
+        self._preparing.start()
         return ready
 
     def _stop_signal(self) -> asyncio.Future[str]:
@@ -206,10 +206,16 @@ def run_server(settings: Settings) -> int:
     address = tcp_address(settings.host, settings.port)
     if settings.unix_socket is not None:
         address = unix_address(settings.unix_socket)
+
+    def listening(address: str) -> None:
+        log.info("listening", address=address)
+        if settings.unix_socket is None:
+            warn_where_open(log, settings.host, address)
+
     place = Place(
         address,
         shared=False,
-        listening=lambda address: log.info("listening", address=address),
+        listening=listening,
         serving=lambda address: log.info("serving", address=address, version=__version__),
     )
     return run_place(settings, place, registry, log)

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, multiprocess
 
 from pkpo import __version__
 from pkpo_server import logs, signals
-from pkpo_server.address import CannotListen, tcp_address
+from pkpo_server.address import CannotListen, tcp_address, warn_where_open
 from pkpo_server.logs import Log
 from pkpo_server.prometheus import Definition, Processes, serve_metrics
 from pkpo_server.settings import WORKER_VARIABLE, Settings
@@ -79,6 +79,7 @@ class Supervisor:
             with _reserved(self._settings.host, self._settings.port) as reservation:
                 self._address = tcp_address(self._settings.host, reservation.getsockname()[1])
                 self._serve_metrics()
+                warn_where_open(self._log, self._settings.host, self._address)
                 return await self._keep_all(stop)
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -174,7 +174,7 @@ def test_small_batches_overtake_a_big_one(own: Any) -> None:
     call = own.TransformStream(iter(sender))
     sender.send(
         numbered(
-            1, request(RNG.integers(0, 2, 4096 * 64).astype(float), 4096, 1024, variant=pb.VARIANT_PASSK_BOOTSTRAP)
+            1, request(RNG.integers(0, 2, 4096 * 12).astype(float), 4096, 1024, variant=pb.VARIANT_PASSK_BOOTSTRAP)
         )
     )
     sender.send(numbered(2, request(np.arange(8.0))))

@@ -1,0 +1,190 @@
+"""Logs: one JSON object a line, one line per refused request, bounded in rate, findable by request id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+import pkpo
+from live_server import LiveServer, poll
+from pkpo.v1 import reward_transform_pb2 as pb
+from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
+
+
+def good() -> pb.TransformRequest:
+    return pb.TransformRequest(groups=pb.RewardGroups(f64=pb.DoubleValues(values=[0, 1]), group_size=2), k=[1])
+
+
+def bad(**fields: Any) -> pb.TransformRequest:
+    request = good()
+    request.k[0] = 9
+    request.MergeFrom(pb.TransformRequest(**fields))
+    return request
+
+
+@pytest.fixture
+def live() -> Iterator[tuple[LiveServer, Any]]:
+    with LiveServer("--log-level", "info") as server, grpc.insecure_channel(server.address) as channel:
+        yield server, pb_grpc.RewardTransformServiceStub(channel)
+
+
+def refused_id(call: Any, request: Any, metadata: Any = None) -> str:
+    with pytest.raises(grpc.RpcError) as caught:
+        call(request, metadata=metadata)
+    request_id = dict(caught.value.trailing_metadata())["pkpo-request-id"]
+    assert dict(caught.value.initial_metadata())["pkpo-request-id"] == request_id
+    return str(request_id)
+
+
+def test_the_start_is_told_line_by_line(live: tuple[LiveServer, Any]) -> None:
+    server, _ = live
+    assert [line["event"] for line in server.log_lines()] == ["metrics", "listening", "serving"]
+    (serving,) = server.log_lines("serving")
+    assert serving["address"] == server.address
+    assert serving["version"] == pkpo.__version__
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", serving["timestamp"])
+
+
+def test_a_refused_request_has_one_line(live: tuple[LiveServer, Any]) -> None:
+    server, stub = live
+    request_id = refused_id(stub.Transform, bad(run_id="team/run-7"))
+    stub.Transform(good())
+    (line,) = poll(lambda: server.log_lines("refused"), "line of the refusal")
+    assert line["request_id"] == request_id
+    assert line["method"] == "Transform"
+    assert line["code"] == "INVALID_ARGUMENT"
+    assert line["reason"] == "k"
+    assert line["variant"] == "SLOO_MINUS_ONE"
+    assert line["run_id"] == "team/run-7"
+    assert line["peer"].startswith("ipv4:127.0.0.1:")
+    assert line["violations"][0].startswith("k[0]: ")
+    assert "traceparent" not in line
+
+
+def test_a_refused_stream_message_has_one_line_with_its_number(live: tuple[LiveServer, Any]) -> None:
+    server, stub = live
+    messages = [
+        pb.TransformStreamRequest(sequence=5, request=good()),
+        pb.TransformStreamRequest(sequence=6, request=bad()),
+    ]
+    call = stub.TransformStream(iter(messages))
+    assert len(list(call)) == 2
+    (line,) = poll(lambda: server.log_lines("refused"), "line of the refusal")
+    assert line["sequence"] == 6
+    assert line["request_id"] == dict(call.initial_metadata())["pkpo-request-id"]
+
+
+def test_a_trace_context_gives_the_request_id(live: tuple[LiveServer, Any]) -> None:
+    server, stub = live
+    assert refused_id(stub.Transform, bad(), [("traceparent", TRACEPARENT), ("tracestate", "a=b")]) == TRACE_ID
+    (line,) = poll(lambda: server.log_lines("refused"), "line of the refusal")
+    assert line["request_id"] == TRACE_ID
+    assert line["traceparent"] == TRACEPARENT
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    ["", "nonsense", TRACEPARENT.upper(), f"ff{TRACEPARENT[2:]}", f"00-{'0' * 32}-00f067aa0ba902b7-01", "x" * 5000],
+)
+def test_a_malformed_trace_context_is_ignored(stub: Any, traceparent: str) -> None:
+    request_id = refused_id(stub.Transform, bad(), [("traceparent", traceparent)])
+    assert re.fullmatch("[0-9a-f]{32}", request_id)
+    assert request_id != "0" * 32
+
+
+def test_request_ids_differ(stub: Any) -> None:
+    assert len({refused_id(stub.Transform, bad()) for _ in range(5)}) == 5
+
+
+def test_a_flood_of_refusals_is_a_few_lines_and_a_count(live: tuple[LiveServer, Any]) -> None:
+    server, stub = live
+    for _ in range(200):
+        refused_id(stub.Transform, bad())
+
+    def all_told() -> bool:
+        told = len(server.log_lines("refused")) + sum(line["lines"] for line in server.log_lines("suppressed"))
+        return told == 200
+
+    poll(all_told, "count of suppressed lines")
+    assert len(server.log_lines("refused")) < 200
+
+
+def test_what_was_suppressed_is_counted_before_the_end(live: tuple[LiveServer, Any]) -> None:
+    server, stub = live
+    for _ in range(100):
+        refused_id(stub.Transform, bad())
+    assert server.stop() == 0
+    told = len(server.log_lines("refused")) + sum(line["lines"] for line in server.log_lines("suppressed"))
+    assert told == 100
+
+
+def test_a_level_silences_what_is_below(tmp_path: Path) -> None:
+    path = tmp_path / "pkpo.sock"
+    flags = ("--log-level", "warning", "--unix-socket", str(path))
+    with LiveServer(*flags, wait=False) as server:
+        poll(path.is_socket, "socket")
+        with grpc.insecure_channel(f"unix:{path}") as channel:
+            health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True)
+            assert any(answer.status == health_pb2.HealthCheckResponse.SERVING for answer in health)
+            refused_id(pb_grpc.RewardTransformServiceStub(channel).Transform, bad())
+        assert server.stop() == 0
+        assert [line["event"] for line in server.log_lines()] == ["refused"]
+
+
+def test_hostile_text_stays_inside_its_line(live: tuple[LiveServer, Any]) -> None:
+    server, stub = live
+    refused_id(stub.Transform, bad(run_id='x\n{"event": "forged"}'))
+    (line,) = poll(lambda: server.log_lines("refused"), "line of the refusal")
+    assert "run_id" not in line
+    assert not server.log_lines("forged")
+
+
+FAULT = """
+import pkpo_core
+whole = pkpo_core.transform
+def transform(groups, *arguments, **options):
+    if groups.rewards[0] == 666:
+        raise RuntimeError("secret in " + __file__)
+    return whole(groups, *arguments, **options)
+pkpo_core.transform = transform
+"""
+
+
+def test_our_own_fault_is_internal_and_told_to_the_log_alone(tmp_path: Path) -> None:
+    """The fault is injected from outside, through Python's own start-up hook."""
+    (tmp_path / "sitecustomize.py").write_text(FAULT)
+    request = good()
+    request.groups.f64.values[0] = 666
+    with (
+        LiveServer(env={"PYTHONPATH": str(tmp_path)}) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = pb_grpc.RewardTransformServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Transform(request)
+        request_id = dict(caught.value.trailing_metadata())["pkpo-request-id"]
+        assert caught.value.code() == grpc.StatusCode.INTERNAL
+        assert caught.value.details() == f"internal error; the server's log has it under request id {request_id}"
+        assert "secret" not in repr(caught.value.trailing_metadata())
+        (line,) = poll(lambda: server.log_lines("internal_error"), "line of the fault")
+        assert line["request_id"] == request_id
+        assert "RuntimeError: secret" in line["exception"]
+        messages = [
+            pb.TransformStreamRequest(sequence=1, request=request),
+            pb.TransformStreamRequest(sequence=2, request=good()),
+        ]
+        answers = {answer.sequence: answer for answer in stub.TransformStream(iter(messages))}
+        assert answers[1].error.code == grpc.StatusCode.INTERNAL.value[0]
+        assert "secret" not in answers[1].error.message
+        assert answers[2].HasField("response")
+        count = 'pkpo_requests_total{code="INTERNAL",method="Transform",variant="SLOO_MINUS_ONE"}'
+        assert server.metrics()[count] == 1

@@ -1,0 +1,236 @@
+"""Metrics: every series that can be foreseen is there at zero, and what is counted is what happened."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import pkpo
+from live_server import LiveServer, poll
+from pkpo import packed
+from pkpo.v1 import reward_transform_pb2 as pb
+from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
+from pkpo_core import Variant
+
+
+def request(values: Any, size: int = 4, **fields: Any) -> pb.TransformRequest:
+    message = pb.TransformRequest(**{"k": [2], **fields})
+    message.groups.f64.CopyFrom(packed.double_values(np.asarray(values, dtype=float)))
+    message.groups.group_size = size
+    return message
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[LiveServer]:
+    with LiveServer("--max-run-ids", "2") as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def fresh_stub(fresh: LiveServer) -> Iterator[Any]:
+    with grpc.insecure_channel(fresh.address) as channel:
+        yield pb_grpc.RewardTransformServiceStub(channel)
+
+
+class Difference:
+    """What changes in the samples from its making on."""
+
+    def __init__(self, server: LiveServer) -> None:
+        self._server = server
+        self._before = server.metrics()
+
+    def now(self) -> dict[str, float]:
+        after = self._server.metrics()
+        # What several calls share with this one (process metrics, sums of seconds) is not asked for by equality.
+        return {
+            name: value - self._before.get(name, 0.0)
+            for name, value in after.items()
+            if name.startswith("pkpo_") and value != self._before.get(name, 0.0)
+        }
+
+
+def test_every_method_variant_and_code_is_there_at_zero(fresh: LiveServer) -> None:
+    samples = fresh.metrics()
+    for method, variants in {
+        "Transform": [*Variant.__members__, "unknown"],
+        "TransformStream": [*Variant.__members__, "unknown"],
+        "Estimate": ["none"],
+        "GetServerInfo": ["none"],
+    }.items():
+        for variant in variants:
+            for code in (
+                "OK",
+                "INVALID_ARGUMENT",
+                "RESOURCE_EXHAUSTED",
+                "UNAVAILABLE",
+                "DEADLINE_EXCEEDED",
+                "CANCELLED",
+            ):
+                assert samples[f'pkpo_requests_total{{code="{code}",method="{method}",variant="{variant}"}}'] == 0
+    for variant in Variant.__members__:
+        assert samples[f'pkpo_groups_total{{run="none",variant="{variant}"}}'] == 0
+        assert samples[f'pkpo_rewards_total{{run="none",variant="{variant}"}}'] == 0
+        assert samples[f'pkpo_zero_signal_groups_total{{run="none",variant="{variant}"}}'] == 0
+        assert samples[f'pkpo_kernel_seconds_total{{variant="{variant}"}}'] == 0
+    assert samples['pkpo_refused_total{reason="k"}'] == 0
+    assert samples['pkpo_in_flight{method="Transform"}'] == 0
+    assert samples["pkpo_open_streams"] == 0
+    assert samples["pkpo_batch_groups_count"] == 0
+    assert samples["process_resident_memory_bytes"] > 0
+
+
+def test_build_info_names_what_runs(fresh: LiveServer) -> None:
+    (info,) = (name for name in fresh.metrics() if name.startswith("pkpo_build_info"))
+    for label in ("version", "python", "numba", "numpy", "grpcio"):
+        assert f'{label}="' in info
+    assert f'version="{pkpo.__version__}"' in info
+
+
+def test_a_transform_is_counted(fresh: LiveServer, fresh_stub: Any) -> None:
+    difference = Difference(fresh)
+    values = [0, 1, 0, 1, 1, 1, 1, 1, 0, 2, 4, 8]
+    fresh_stub.Transform(request(values, run_id="run/a", variant=pb.VARIANT_CENTERED))
+    changed = difference.now()
+    assert changed['pkpo_requests_total{code="OK",method="Transform",variant="CENTERED"}'] == 1
+    assert changed['pkpo_groups_total{run="run/a",variant="CENTERED"}'] == 3
+    assert changed['pkpo_rewards_total{run="run/a",variant="CENTERED"}'] == 12
+    assert changed['pkpo_zero_signal_groups_total{run="run/a",variant="CENTERED"}'] == 1
+    assert changed["pkpo_batch_groups_sum"] == 3
+    assert changed["pkpo_batch_rewards_sum"] == 12
+    assert changed['pkpo_request_seconds_count{method="Transform"}'] == 1
+    assert (
+        changed['pkpo_request_seconds_sum{method="Transform"}']
+        >= changed['pkpo_kernel_seconds_total{variant="CENTERED"}']
+        > 0
+    )
+    assert not any("in_flight" in name for name in changed)
+    assert fresh.metrics()['pkpo_clamped_groups_total{run="run/a",variant="CENTERED"}'] == 0
+
+
+def test_clamped_and_small_groups_are_counted(fresh: LiveServer, fresh_stub: Any) -> None:
+    difference = Difference(fresh)
+    message = pb.TransformRequest(k=[3], k_policy=pb.K_POLICY_CLAMP)
+    message.groups.f64.CopyFrom(packed.double_values(np.array([0.0, 1, 5, 0, 1])))
+    message.groups.group_sizes.sizes.extend([2, 1, 2])
+    fresh_stub.Transform(message)
+    changed = difference.now()
+    assert changed['pkpo_clamped_groups_total{run="none",variant="SLOO_MINUS_ONE"}'] == 2
+    assert changed['pkpo_too_small_groups_total{run="none",variant="SLOO_MINUS_ONE"}'] == 1
+
+
+def test_every_message_of_a_stream_is_counted(fresh: LiveServer, fresh_stub: Any) -> None:
+    difference = Difference(fresh)
+    messages = [pb.TransformStreamRequest(sequence=i, request=request([0, 1, 2, 3])) for i in range(3)]
+    messages.append(pb.TransformStreamRequest(sequence=9, request=request([0, 1, 2, 3], k=[7])))
+    list(fresh_stub.TransformStream(iter(messages)))
+    changed = difference.now()
+    assert changed['pkpo_requests_total{code="OK",method="TransformStream",variant="SLOO_MINUS_ONE"}'] == 3
+    assert (
+        changed['pkpo_requests_total{code="INVALID_ARGUMENT",method="TransformStream",variant="SLOO_MINUS_ONE"}'] == 1
+    )
+    assert changed['pkpo_refused_total{reason="k"}'] == 1
+    assert changed['pkpo_groups_total{run="none",variant="SLOO_MINUS_ONE"}'] == 3
+
+
+def test_estimates_and_info_are_counted(fresh: LiveServer, fresh_stub: Any) -> None:
+    difference = Difference(fresh)
+    fresh_stub.Estimate(pb.EstimateRequest(groups=request([0, 1, 2, 3]).groups, k=[1]))
+    fresh_stub.GetServerInfo(pb.GetServerInfoRequest())
+    changed = difference.now()
+    assert changed['pkpo_requests_total{code="OK",method="Estimate",variant="none"}'] == 1
+    assert changed['pkpo_requests_total{code="OK",method="GetServerInfo",variant="none"}'] == 1
+    assert changed['pkpo_groups_total{run="none",variant="none"}'] == 1
+
+
+def test_refusals_are_counted_by_reason(fresh: LiveServer, fresh_stub: Any) -> None:
+    difference = Difference(fresh)
+    bad = [
+        (request([0, 1, 2, 3], k=[9]), "k", "SLOO_MINUS_ONE"),
+        (request([0, 1, 2, float("nan")]), "groups.rewards", "SLOO_MINUS_ONE"),
+        (request([0, 1, 2, 3], variant=77), "variant", "unknown"),
+    ]
+    for message, _, _ in bad:
+        with pytest.raises(grpc.RpcError):
+            fresh_stub.Transform(message)
+    changed = difference.now()
+    for _, reason, _ in bad:
+        assert changed[f'pkpo_refused_total{{reason="{reason}"}}'] == 1
+    assert changed['pkpo_requests_total{code="INVALID_ARGUMENT",method="Transform",variant="SLOO_MINUS_ONE"}'] == 2
+    assert changed['pkpo_requests_total{code="INVALID_ARGUMENT",method="Transform",variant="unknown"}'] == 1
+    assert not any(name.startswith("pkpo_groups_total") for name in changed)
+
+
+def test_runs_are_bounded(fresh: LiveServer, fresh_stub: Any) -> None:
+    for run_id in ("run/a", "run/b", "run/c", "run/d", "run/b"):
+        fresh_stub.Transform(request([0, 1, 2, 3], run_id=run_id, variant=pb.VARIANT_S))
+    samples = fresh.metrics()
+    assert samples['pkpo_groups_total{run="run/b",variant="S"}'] == 2
+    assert samples['pkpo_groups_total{run="other",variant="S"}'] == 2
+    assert not any("run/c" in name or "run/d" in name for name in samples)
+
+
+def test_the_text_is_well_formed(fresh: LiveServer) -> None:
+    families = list(text_string_to_metric_families(fresh.metrics_text()))
+    ours = [family for family in families if family.name.startswith("pkpo_")]
+    assert len(ours) == 14
+    assert all(family.documentation for family in ours)
+
+
+def test_promtool_finds_nothing_to_say(fresh: LiveServer) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not on PATH")
+    check = subprocess.run(
+        ["promtool", "check", "metrics"], input=fresh.metrics_text(), capture_output=True, text=True, timeout=60
+    )
+    assert (check.returncode, check.stdout, check.stderr) == (0, "", "")
+
+
+def test_prometheus_scrapes_it(fresh: LiveServer, fresh_stub: Any, tmp_path: Path) -> None:
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is not on PATH")
+    fresh_stub.Transform(request([0, 1, 2, 3], variant=pb.VARIANT_GRPO))
+    (tmp_path / "prometheus.yml").write_text(
+        "scrape_configs: [{job_name: pkpo, scrape_interval: 1s, static_configs: "
+        f"[{{targets: ['{fresh.metrics_address}']}}]}}]"
+    )
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            "prometheus",
+            f"--config.file={tmp_path}/prometheus.yml",
+            f"--storage.tsdb.path={tmp_path}/data",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+    query = urllib.parse.quote('pkpo_groups_total{variant="GRPO",run="none"}')
+
+    def found() -> Any:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/query?query={query}", timeout=10) as answer:
+                return json.load(answer)["data"]["result"]
+        except OSError:
+            return None
+
+    try:
+        (result,) = poll(found, "sample in Prometheus", 60)
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert float(result["value"][1]) == 1
+    assert time.time() - result["value"][0] < 300

@@ -1,0 +1,134 @@
+"""Settings: from flags, then the environment, then defaults; what cannot be used is said in one line each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import pkpo
+from pkpo_server.settings import InvalidSettings, Settings, bounds, flag, read_settings, variable
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PKPO_")]:
+        monkeypatch.delenv(name)
+
+
+def test_defaults() -> None:
+    settings = read_settings([])
+    assert (settings.host, settings.port, settings.metrics_port, settings.workers) == ("127.0.0.1", 50051, 9464, 1)
+    assert settings.max_message_bytes == 64 * 2**20
+    assert (settings.max_group_size, settings.max_estimate_k) == (2**20, 32)
+
+
+def other_value(name: str) -> Any:
+    field = Settings.model_fields[name]
+    least, _ = bounds(field)
+    if name == "unix_socket":
+        return "/tmp/pkpo.sock"
+    if name == "log_level":
+        return "error"
+    if field.annotation is bool:
+        return not field.default
+    if least is not None:
+        return field.annotation(field.default + 1)
+    return "192.0.2.1"
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_has_a_flag_and_a_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = other_value(name)
+    arguments = [flag(name), str(wanted)]
+    if isinstance(wanted, bool):
+        arguments = [flag(name)] if wanted else [f"--no-{flag(name)[2:]}"]
+    assert str(getattr(read_settings(arguments), name)) == str(wanted)
+    monkeypatch.setenv(variable(name), str(wanted))
+    assert str(getattr(read_settings([]), name)) == str(wanted)
+
+
+def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PKPO_PORT", "1111")
+    assert read_settings(["--port", "2222"]).port == 2222
+    assert read_settings(["--port=3333"]).port == 3333
+
+
+def test_every_number_has_bounds_and_every_setting_a_description() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        if field.annotation in (int, float):
+            assert None not in bounds(field), name
+
+
+BAD = [
+    (["--port", "70000"], {}, ["--port", "'70000'", "0 to 65535"]),
+    (["--port=-1"], {}, ["--port", "'-1'", "0 to 65535"]),
+    (["--workers", "none"], {}, ["--workers", "'none'", "a whole number", "1 to 256"]),
+    (["--workers", "1.5"], {}, ["--workers", "'1.5'"]),
+    (["--drain-seconds", "nan"], {}, ["--drain-seconds", "'nan'", "a number from 0 to 3600"]),
+    (["--drain-seconds", "inf"], {}, ["--drain-seconds", "'inf'"]),
+    (["--log-level", "loud"], {}, ["--log-level", "'loud'", "debug", "error"]),
+    (["--host", ""], {}, ["--host", "''"]),
+    ([], {"PKPO_MAX_REWARDS": "0"}, ["PKPO_MAX_REWARDS", "'0'", "from 1 to"]),
+    ([], {"PKPO_REFLECTION": "perhaps"}, ["PKPO_REFLECTION", "'perhaps'", "true or false"]),
+    ([], {"PKPO_PORT": "tcp://10.0.0.1:50051"}, ["PKPO_PORT", "enableServiceLinks"]),
+    (["--unix-socket", "/tmp/s", "--workers", "2"], {}, ["--workers", "2", "must be 1"]),
+    (["--unix-socket", "/" + "x" * 120], {}, ["--unix-socket", "121", "107"]),
+    (["--port", "x" * 1000], {}, ["--port", "..."]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "environment", "said"), BAD)
+def test_bad_values_are_said(
+    arguments: list[str], environment: dict[str, str], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings(arguments)
+    for words in said:
+        assert words in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_every_bad_value_is_said_at_once() -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings(["--port", "x", "--workers", "0", "--max-groups", "-3"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pkpo_server", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [(["--port", "x"], {}), (["--nothing"], {}), ([], {"PKPO_WORKERS": "0"}), (["--por", "1"], {})],
+)
+def test_the_command_exits_with_2_and_no_traceback(arguments: list[str], environment: dict[str, str]) -> None:
+    done = run(*arguments, **environment)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("pkpo-server: ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_help_and_version() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for name in Settings.model_fields:
+        assert flag(name) in done.stdout
+        assert variable(name) in done.stdout
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"pkpo-server {pkpo.__version__}\n")
+
+
+def test_settings_and_the_supervisor_load_neither_grpc_nor_the_kernels() -> None:
+    code = "import sys, pkpo_server.main, pkpo_server.workers; print({'grpc', 'numba', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "set()\n"

@@ -18,6 +18,7 @@ TRANSFORM, TRANSFORM_STREAM, ESTIMATE, GET_SERVER_INFO = "Transform", "Transform
 METHODS = (TRANSFORM, TRANSFORM_STREAM, ESTIMATE, GET_SERVER_INFO)
 NO_VARIANT, UNKNOWN_VARIANT = "none", "unknown"
 NO_RUN, OTHER_RUN = "none", "other"
+OTHER_REASON = "other"
 CODES = tuple(
     code.name
     for code in (
@@ -159,7 +160,7 @@ class Metrics:
 
     def refused(self, reason: str) -> None:
         """It was not answered with a result."""
-        self._get(REFUSED, (reason if reason in REASONS else "other",)).inc()
+        self._get(REFUSED, (reason if reason in REASONS else OTHER_REASON,)).inc()
 
     def answered(self, variant: str, run_id: str, tally: Tally, kernel_seconds: float) -> None:
         """It was answered with a result."""
@@ -193,7 +194,7 @@ class Metrics:
             for name in names:
                 for code in CODES:
                     self._get(REQUESTS, (method, name, code))
-        for reason in (*REASONS, "other"):
+        for reason in (*REASONS, OTHER_REASON):
             self._get(REFUSED, (reason,))
         for name in (*variants, NO_VARIANT):
             self._get(KERNEL_SECONDS, (name,))

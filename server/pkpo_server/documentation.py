@@ -1,0 +1,121 @@
+"""The tables of docs/operations.md, from the definitions themselves.
+
+Rewritten by `python -m pkpo_server.documentation docs/operations.md`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import NoneType
+from typing import get_args
+
+from pydantic.fields import FieldInfo
+
+from pkpo_server import metrics, workers
+from pkpo_server.computation import INLINE_COST
+from pkpo_server.logs import REFUSAL_LINES_PER_SECOND
+from pkpo_server.prometheus import Definition
+from pkpo_server.settings import Settings, bounds, flag, variable
+
+
+def settings_table() -> str:
+    """Every setting: its flag, variable, default, range and meaning."""
+    return _table(("Flag", "Environment", "Default", "Range", "Meaning"), _settings_rows())
+
+
+def metrics_table() -> str:
+    """Every metric of our own: its name, type, labels and meaning."""
+    definitions = (*metrics.DEFINITIONS, *workers.DEFINITIONS)
+    return _table(("Metric", "Type", "Labels", "Meaning"), map(_metric_row, definitions))
+
+
+def label_values() -> str:
+    """The values of the labels that have a fixed set of them."""
+    rows = (
+        ("`method`", ", ".join(metrics.METHODS)),
+        ("`code`", ", ".join(metrics.CODES)),
+        ("`reason`", ", ".join(f"`{reason}`" for reason in (*metrics.REASONS, metrics.OTHER_REASON))),
+    )
+    return _table(("Label", "Values"), rows)
+
+
+def constants_table() -> str:
+    """What is fixed, and may be good to know."""
+    rows = (
+        ("Rewards (times passes over them) up to which a batch is computed at once, not in a thread", f"{INLINE_COST}"),
+        ("Lines about refused requests in a second, before they are only counted", f"{REFUSAL_LINES_PER_SECOND}"),
+    )
+    return _table(("What", "Value"), rows)
+
+
+TABLES = {
+    "settings": settings_table,
+    "metrics": metrics_table,
+    "labels": label_values,
+    "constants": constants_table,
+}
+
+
+def with_tables(text: str) -> str:
+    """A page with what stands between its markers replaced by the tables of now.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    for name, table in TABLES.items():
+        start, end = f"<!-- {name}: generated -->\n", f"<!-- {name}: end -->"
+        before, found, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"the page has no {start.strip()} ... {end}")
+        text = f"{before}{start}{table()}{end}{after}"
+    return text
+
+
+def _settings_rows() -> Iterator[tuple[str, ...]]:
+    for name, field in Settings.model_fields.items():
+        on_off = f", `--no-{flag(name)[2:]}`" if field.annotation is bool else ""
+        yield f"`{flag(name)}`{on_off}", f"`{variable(name)}`", _default(field), _range(field), field.description or ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is None:
+        return "none"
+    if isinstance(field.default, bool):
+        return "true" if field.default else "false"
+    return f"`{field.default}`{_unit(field)}"
+
+
+def _unit(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    unit = extra.get("unit") if isinstance(extra, dict) else None
+    return f" {unit}" if unit else ""
+
+
+def _range(field: FieldInfo) -> str:
+    least, greatest = bounds(field)
+    if least is not None:
+        return f"{least} to {greatest}"
+    if field.annotation is bool:
+        return "true, false"
+    choices = get_args(field.annotation)
+    if NoneType in choices:
+        return "a path"
+    return ", ".join(choices) if choices else "an address"
+
+
+def _metric_row(definition: Definition) -> tuple[str, ...]:
+    labels = ", ".join(f"`{label}`" for label in definition.labels) or "none"
+    return f"`{definition.name}`", definition.type.__name__.lower(), labels, definition.description
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    for page in map(Path, sys.argv[1:]):
+        page.write_text(with_tables(page.read_text()))

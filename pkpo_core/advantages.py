@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from pkpo_core import gap, maxima
 from pkpo_core.arrays import Float64s
 from pkpo_core.errors import MOST_VIOLATIONS, InvalidArgument, Violation, refuse_any
 from pkpo_core.estimates import SAMPLES_AT_ONCE, MaxAtK, estimated_k, fill_estimates, run_on
-from pkpo_core.groups import RewardGroups
+from pkpo_core.groups import RewardGroups, is_whole
 from pkpo_core.k_range import legal_k
 from pkpo_core.kernels import mark_no_signal
 from pkpo_core.order import sorting_order
@@ -81,11 +81,7 @@ def transform(
     """
     shape = None if isinstance(groups, RewardGroups) else np.shape(groups)
     groups = RewardGroups.of(groups)
-    refuse_any(
-        Violation(field, f"is {word}; must be from 0 to 2^64 - 1")
-        for field, word in (("seed", seed), ("first_group", first_group))
-        if not 0 <= word <= _LARGEST_WORD
-    )
+    refuse_any(_option_violations(variant, scale, k_policy, seed, first_group))
     legal = legal_k(groups, k, variant, k_policy)
     estimates = tuple(MaxAtK.unfilled(k, groups.number_of_groups) for k in estimated_k("estimate_k", estimate_k))
     rewards = np.ascontiguousarray(groups.rewards, dtype=np.float64)
@@ -114,6 +110,17 @@ def transform(
     statuses = legal.statuses
     statuses[no_signal & (statuses != GroupStatus.TOO_SMALL)] = GroupStatus.NO_SIGNAL
     return Transformed(rounded if shape is None else rounded.reshape(shape), statuses, estimates)
+
+
+def _option_violations(
+    variant: object, scale: object, k_policy: object, seed: object, first_group: object
+) -> Iterator[Violation]:
+    for field, value, kind in (("variant", variant, Variant), ("scale", scale, Scale), ("k_policy", k_policy, KPolicy)):
+        if not isinstance(value, kind):
+            yield Violation(field, f"is {value!r}; must be a {kind.__name__}: {', '.join(each.name for each in kind)}")
+    for field, value in (("seed", seed), ("first_group", first_group)):
+        if not is_whole(value) or not 0 <= value <= _LARGEST_WORD:
+            yield Violation(field, f"is {value!r}; must be an integer from 0 to 2^64 - 1")
 
 
 def _refuse_other_than_0_and_1(rewards: Float64s) -> None:

@@ -47,6 +47,8 @@ class _Kernel:
         return self._call(*arguments)
 
     def compile(self) -> None:
+        if self._call is self._dispatcher:
+            return
         if not config.DISABLE_JIT:  # type: ignore[attr-defined]
             for signature in self._signatures:
                 self._dispatcher.compile(signature)

@@ -39,6 +39,11 @@ class InvalidArgument(CoreError, ValueError):
         self.violations = tuple(reversed(by_field.values()))[:MOST_VIOLATIONS]
         super().__init__("; ".join(map(str, self.violations)))
 
+    @classmethod
+    def of(cls, field: str, description: str) -> InvalidArgument:
+        """The error of one offending field."""
+        return cls([Violation(field, description)])
+
 
 def refuse_any(violations: Iterable[Violation]) -> None:
     """Raises InvalidArgument where there is a violation."""

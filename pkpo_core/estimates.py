@@ -71,7 +71,7 @@ def estimate(
     """
     wanted = estimated_k("k", k)
     if not wanted:
-        raise InvalidArgument([Violation("k", "is empty; must have at least 1 value")])
+        raise InvalidArgument.of("k", "is empty; must have at least 1 value")
     groups = RewardGroups.of(groups)
     rewards = np.ascontiguousarray(groups.rewards, dtype=np.float64)
     estimates = tuple(MaxAtK.unfilled(k, groups.number_of_groups) for k in wanted)

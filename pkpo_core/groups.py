@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,16 +36,11 @@ class RewardGroups:
     def __post_init__(self) -> None:
         rewards = self.rewards
         if not isinstance(rewards, np.ndarray) or rewards.ndim != 1 or rewards.dtype not in (np.float64, np.float32):
-            raise InvalidArgument(
-                [
-                    Violation(
-                        "groups.rewards",
-                        f"is {_described(rewards)}; must be a one-dimensional array of float64 or float32",
-                    )
-                ]
+            raise InvalidArgument.of(
+                "groups.rewards", f"is {_described(rewards)}; must be a one-dimensional array of float64 or float32"
             )
         if rewards.size == 0:
-            raise InvalidArgument([Violation("groups.rewards", "is empty; must hold at least one reward")])
+            raise InvalidArgument.of("groups.rewards", "is empty; must hold at least one reward")
         self._check_sizes()
         largest = np.float64(LARGEST_REWARD) if rewards.dtype == np.float64 else np.finfo(np.float32).max
         legal = np.abs(rewards) <= largest  # false for NaN too
@@ -59,12 +55,8 @@ class RewardGroups:
         if isinstance(self.group_sizes, np.ndarray):
             sizes = self.group_sizes
             if sizes.ndim != 1 or sizes.dtype.kind not in "iu":
-                raise InvalidArgument(
-                    [
-                        Violation(
-                            "groups.group_sizes", f"is {_described(sizes)}; must be a one-dimensional array of integers"
-                        )
-                    ]
+                raise InvalidArgument.of(
+                    "groups.group_sizes", f"is {_described(sizes)}; must be a one-dimensional array of integers"
                 )
             refuse_any(
                 Violation(
@@ -74,23 +66,15 @@ class RewardGroups:
             )
             held = int(sizes.sum(dtype=np.int64))
             if held != total:
-                raise InvalidArgument(
-                    [
-                        Violation(
-                            "groups.group_sizes", f"add up to {held}; must add up to {total}, the number of rewards"
-                        )
-                    ]
+                raise InvalidArgument.of(
+                    "groups.group_sizes", f"add up to {held}; must add up to {total}, the number of rewards"
                 )
         else:
             size = self.group_sizes
-            if size < 1 or total % size:
-                raise InvalidArgument(
-                    [
-                        Violation(
-                            "groups.group_size",
-                            f"is {size}; must be at least 1 and divide {total}, the number of rewards",
-                        )
-                    ]
+            if not is_whole(size) or size < 1 or total % size:
+                raise InvalidArgument.of(
+                    "groups.group_size",
+                    f"is {size!r}; must be an integer from 1 that divides {total}, the number of rewards",
                 )
 
     @classmethod
@@ -100,9 +84,7 @@ class RewardGroups:
             return groups
         rows = np.asarray(groups)
         if rows.ndim != 2:
-            raise InvalidArgument(
-                [Violation("groups.rewards", f"has shape {rows.shape}; must be (groups, n), or RewardGroups")]
-            )
+            raise InvalidArgument.of("groups.rewards", f"has shape {rows.shape}; must be (groups, n), or RewardGroups")
         if rows.dtype.kind in "biu":
             rows = rows.astype(np.float64)
         return cls(np.ascontiguousarray(rows).reshape(-1), rows.shape[1])
@@ -131,6 +113,11 @@ class RewardGroups:
     def size_field(self, group: int) -> str:
         """The path of the field that holds the size of a group."""
         return f"groups.group_sizes[{group}]" if isinstance(self.group_sizes, np.ndarray) else "groups.group_size"
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is an integer, of Python or NumPy."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _described(value: object) -> str:

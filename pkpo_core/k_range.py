@@ -51,9 +51,7 @@ def legal_k(groups: RewardGroups, k: ArrayLike | None, variant: Variant, policy:
     asked = k_values("k", () if k is None else k)
     number = groups.number_of_groups
     if asked.size not in (1, number) and not (asked.size == 0 and VARIANTS[variant].ignores_k):
-        raise InvalidArgument(
-            [Violation("k", f"has {asked.size} values; must have 1, or one for each of {number} groups")]
-        )
+        raise InvalidArgument.of("k", f"has {asked.size} values; must have 1, or one for each of {number} groups")
     n = groups.sizes
     field = "k[0]".format if asked.size == 1 else "k[{}]".format
     if VARIANTS[variant].ignores_k:
@@ -80,8 +78,8 @@ def k_values(field: str, k: ArrayLike) -> Int64s:
     if values.size == 0:
         return np.empty(0, np.int64)
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise InvalidArgument(
-            [Violation(field, f"is of {values.dtype}, shape {values.shape}; must be an integer or a list of integers")]
+        raise InvalidArgument.of(
+            field, f"is of {values.dtype}, shape {values.shape}; must be an integer or a list of integers"
         )
     beyond = (values < 0) | (values > LARGEST_K)
     refuse_any(

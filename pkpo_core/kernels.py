@@ -178,10 +178,10 @@ def maximum_estimates(
         values_out[g] = values[group_order[0]] + above_smallest
         if k == n:
             continue
-        spread = values[group_order[n - 1]] - values[group_order[0]]
+        spread = values[group_order[n - 1]] - values[group_order[k - 1]]
         errors_out[g] = 0.0
         if spread > 0.0:
-            _measure_gaps_in(spread, 0, values, group_order, gaps)
+            _measure_gaps_in(spread, k - 1, values, group_order, gaps)
             _climb(gaps, 0.0, first[begin:end], step[begin:end], group_order, centered)
             squares = 0.0
             for i in range(n):

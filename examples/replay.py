@@ -138,8 +138,10 @@ def main() -> None:
     parser.add_argument("--rollouts", type=Path, default=ROLLOUTS)
     run = list(steps(parser.parse_args().rollouts))
 
+    print("starting pkpo-server (the first start on a machine compiles its kernels, some seconds)")
     with running_server() as (address, metrics_address), Client(address) as pkpo:
-        pkpo.server_info()  # connects, so that the first step's latency is a step's
+        version = pkpo.server_info().version  # connects, too, so that the first step's latency is a step's
+        print(f"pkpo-server {version} serves {address}, its metrics http://{metrics_address}/metrics\n")
         answers = replay(pkpo, run)
         counts = counted(metrics_address, RUN_ID)
 

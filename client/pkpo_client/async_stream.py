@@ -162,9 +162,12 @@ class AsyncStream(Generic[ArrayT]):
                 self._window.receive(message)
 
     async def _ended(self, failure: grpc.RpcError | None) -> None:
+        assert self._call is not None
+        # Where a call ends while a message is being sent, asyncio's gRPC says INTERNAL whatever the service said.
+        unsaid = failure is not None and failure.code() is grpc.StatusCode.INTERNAL and self._call.sending
         await self._drop_call()
         self._client._check_open()
-        if failure is None:
+        if failure is None or unsaid:
             self._window.end(None)
             return
         error = self._client._error(failure, self._clock.now(), True)
@@ -203,21 +206,26 @@ class AsyncStream(Generic[ArrayT]):
     async def _drop_call(self) -> None:
         call, self._call = self._call, None
         if call is not None:
-            call.cancel()
-            await asyncio.gather(call.reading, return_exceptions=True)
+            await call.end()
 
 
 class _Call:
-    """An open call: `send` queues a message, `reading` is the next that comes back."""
+    """An open call: `send` queues a message, `reading` is the next that comes back.
+
+    Attributes:
+        sending: whether a message is being sent, or could not be.
+    """
 
     def __init__(self, method: Any, metadata: Any) -> None:
         self.answered = False
+        self.sending = False
+        self.rpc = method(metadata=metadata)
         self._requests: asyncio.Queue[pb.TransformStreamRequest | None] = asyncio.Queue()
-        self.rpc = method(_until_none(self._requests), metadata=metadata)
+        self._writing = asyncio.create_task(self._write())
         self.read_on()
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
-        return self.reading.get_loop()
+        return self._writing.get_loop()
 
     def read_on(self) -> None:
         self.reading: asyncio.Task[Any] = asyncio.create_task(self.rpc.read())
@@ -229,18 +237,27 @@ class _Call:
         """Ends a call of which everything was answered."""
         self._requests.put_nowait(None)
         await asyncio.wait({self.reading}, timeout=1.0)
+        await self.end()
+
+    async def end(self) -> None:
+        """Ends the call."""
         self.cancel()
-        await asyncio.gather(self.reading, return_exceptions=True)
+        await asyncio.gather(self.reading, self._writing, return_exceptions=True)
 
     def cancel(self) -> None:
         self.rpc.cancel()
-        self._requests.put_nowait(None)
         self.reading.cancel()
+        self._writing.cancel()
 
-
-async def _until_none(requests: asyncio.Queue[Any]) -> AsyncIterator[Any]:
-    while (message := await requests.get()) is not None:
-        yield message
+    async def _write(self) -> None:
+        try:
+            while (message := await self._requests.get()) is not None:
+                self.sending = True
+                await self.rpc.write(message)
+                self.sending = False
+            await self.rpc.done_writing()
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            pass  # the call has ended, which is for the reader to say
 
 
 async def _pulled(batches: AsyncIterator[Any]) -> Any:

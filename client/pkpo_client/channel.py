@@ -31,6 +31,8 @@ _TOKEN = re.compile(r"[\x21-\x7e]+")
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
+        # A stream does not fail as a whole: it sends again what was not answered (see `window`), by itself.
+        {"name": [{"service": "pkpo.v1.RewardTransformService", "method": "TransformStream"}], "waitForReady": True},
         {
             "name": [{}],
             "waitForReady": True,

@@ -6,6 +6,7 @@ it is, and asks what to do.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import deque
@@ -111,6 +112,7 @@ class Window:
         self._in_flight: dict[int, Item] = {}
         self._sequence = 0
         self._breaks = 0
+        self._resume_at = 0.0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -141,9 +143,11 @@ class Window:
     def to_send(self) -> Item | None:
         """The first batch that wants something done now and is not in flight."""
         now, in_flight = self._clock.now(), set(map(id, self._in_flight.values()))
-        return next(
-            (each for each in self._items if each.work and each.ready_at <= now and id(each) not in in_flight), None
-        )
+        # After a break one batch goes first: if it fares no better, it alone is sent again, or learns the reason why.
+        if now < self._resume_at or (self._breaks and in_flight):
+            return None
+        waiting = (item for item in self._items if item.work and item.ready_at <= now)
+        return next((item for item in waiting if id(item) not in in_flight), None)
 
     def send(self, item: Item) -> pb.TransformStreamRequest:
         """The message to send for a batch, which is then in flight."""
@@ -191,9 +195,8 @@ class Window:
                 item.fail(error)
 
     def recall(self, delay: float = 0.0) -> None:
-        """Everything in flight is to be sent again, after `delay` seconds."""
-        for item in self._in_flight.values():
-            item.ready_at = self._clock.now() + delay
+        """Everything in flight is to be sent again, and nothing is sent for `delay` seconds."""
+        self._resume_at = self._clock.now() + delay
         self._in_flight.clear()
 
     def overdue(self) -> list[Item]:
@@ -210,9 +213,11 @@ class Window:
         """Seconds until there is something to do even if nothing arrives; None for no end."""
         now, in_flight = self._clock.now(), set(map(id, self._in_flight.values()))
         times = [item.deadline for item in self._items if item.work]
-        times += [item.ready_at for item in self._items if item.work and id(item) not in in_flight]
-        soonest = min(times, default=float("inf"))
-        return None if soonest == float("inf") else max(0.0, soonest - now)
+        times += [
+            max(item.ready_at, self._resume_at) for item in self._items if item.work and id(item) not in in_flight
+        ]
+        soonest = min(times, default=math.inf)
+        return None if soonest == math.inf else max(0.0, soonest - now)
 
 
 __all__ = ["Clock", "Item", "Window"]

@@ -105,16 +105,16 @@ class Proxy(reward_transform_pb2_grpc.RewardTransformServiceServicer):
     def pass_on(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
         yield from self._stub.TransformStream(requests)
 
-    def Transform(self, request: Any, context: Any) -> Any:
+    def Transform(self, request: Any, context: Any) -> Any:  # noqa: N802
         return self._answer("Transform", request, context)
 
-    def Estimate(self, request: Any, context: Any) -> Any:
+    def Estimate(self, request: Any, context: Any) -> Any:  # noqa: N802
         return self._answer("Estimate", request, context)
 
-    def GetServerInfo(self, request: Any, context: Any) -> Any:
+    def GetServerInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         return self._answer("GetServerInfo", request, context)
 
-    def TransformStream(self, requests: Any, context: Any) -> Iterator[Any]:
+    def TransformStream(self, requests: Any, context: Any) -> Iterator[Any]:  # noqa: N802
         self.calls["TransformStream"] += 1
         self.metadata = dict(context.invocation_metadata())
         ended = threading.Event()

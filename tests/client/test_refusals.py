@@ -60,7 +60,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"rewards": ROWS * np.nan, "k": 2}, "groups.rewards[0]", "nan"),
     ({"rewards": ROWS * 1e101, "k": 2}, "groups.rewards[1]", "1e100"),
     ({"rewards": ROWS, "k": 2, "variant": "binary"}, "groups.rewards[2]", "0 or 1"),
-    ({"rewards": ROWS[:, :1], "k": 1}, "", "n = 1"),
+    ({"rewards": ROWS[:, :1], "k": 1}, "groups.group_size", "is 1"),
 ]
 
 

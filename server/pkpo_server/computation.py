@@ -19,6 +19,9 @@ INLINE_COST = 2**15
 # The bytes of a message that parsing and checking alone may hold the event loop for; as many rewards as above.
 INLINE_BYTES = 8 * INLINE_COST
 
+# A caller hangs up when its deadline passes, and its clock started before ours.
+HANGING_UP_SECONDS = 0.1
+
 
 class Patience:
     """How long the caller of one request waits. Called between slices of the work, it ends the work when that is over.
@@ -44,9 +47,9 @@ class Patience:
         """Ends the work at its next checkpoint."""
         self._cancelled = True
 
-    def deadline_passed(self) -> bool:
-        """Whether the caller's deadline is over."""
-        return self._deadline is not None and time.monotonic() >= self._deadline
+    def deadline_passed(self, slack: float = 0.0) -> bool:
+        """Whether the caller's deadline is over, or will be within `slack` seconds."""
+        return self._deadline is not None and time.monotonic() + slack >= self._deadline
 
 
 class Computation:

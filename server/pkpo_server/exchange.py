@@ -10,10 +10,11 @@ from typing import Any
 
 import grpc
 
+from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_core import Violation
 from pkpo_server import codec, metrics
-from pkpo_server.codec import Answer, Limits, Work
-from pkpo_server.computation import INLINE_BYTES, INLINE_COST, Computation, Patience
+from pkpo_server.codec import Answer, Limits, Tally, Work
+from pkpo_server.computation import HANGING_UP_SECONDS, INLINE_BYTES, INLINE_COST, Computation, Patience
 from pkpo_server.logs import BoundedLog
 from pkpo_server.metrics import Metrics
 from pkpo_server.refusal import InternalFailure, InvalidRequest, Refusal
@@ -58,7 +59,17 @@ class Request:
     sequence: int | None = None
 
 
-Decode = Callable[[bytes, Limits, Request], None]
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How one kind of request is read, and its answer written. Raises InvalidRequest.
+
+    Attributes:
+        decode: fills in the request from its bytes.
+        encode: the bytes of the answer.
+    """
+
+    decode: Callable[[bytes, Limits, Request], None]
+    encode: Callable[[Answer, Request], bytes]
 
 
 class Exchange:
@@ -69,68 +80,69 @@ class Exchange:
     Args:
         means: what answering takes.
         caller: who asked.
-        decode: fills in the request from its bytes.
+        kind: what was asked.
         raw: the request's bytes.
     """
 
-    __slots__ = ("_caller", "_decode", "_means", "_patience", "_raw", "_started", "request")
+    __slots__ = ("_caller", "_kind", "_means", "_patience", "_raw", "_started", "request")
 
-    def __init__(self, means: Means, caller: Caller, decode: Decode, raw: bytes) -> None:
+    def __init__(self, means: Means, caller: Caller, kind: Kind, raw: bytes) -> None:
         self._means = means
         self._caller = caller
-        self._decode = decode
+        self._kind = kind
         self._raw = raw
         self._patience = Patience(caller.deadline)
         self._started = time.perf_counter()
         self.request = Request(metrics.undecoded_variant(caller.method))
         means.metrics.started(caller.method)
 
-    def now(self) -> Answer | None:
-        """The answer, where it is cheap enough to work it out on the event loop; otherwise None."""
+    def now(self) -> bytes | None:
+        """The answer's bytes, where it is cheap enough to work it out on the event loop; otherwise None."""
         try:
             if len(self._raw) > INLINE_BYTES:
                 return None
             work = self._work()
             if work.cost > INLINE_COST:
                 return None
-            answer, seconds = self._timed(work)
+            done = self._done(work)
         except Exception as error:
             raise self._refused(error) from error
-        return self._answered(answer, seconds)
+        return self._answered(done)
 
-    async def later(self) -> Answer:
-        """The answer, worked out in a thread."""
+    async def later(self) -> bytes:
+        """The answer's bytes, worked out in a thread."""
         try:
-            answer, seconds = await self._means.computation.in_thread(lambda: self._timed(self._work()))
+            done = await self._means.computation.in_thread(lambda: self._done(self._work()))
         except asyncio.CancelledError:
             # gRPC cancels the task alike when the caller cancels, when its deadline passes and when a drain is over.
             self._patience.cancel()
-            self._account(
-                grpc.StatusCode.DEADLINE_EXCEEDED if self._patience.deadline_passed() else grpc.StatusCode.CANCELLED
-            )
+            late = self._patience.deadline_passed(HANGING_UP_SECONDS)
+            self._account(grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED)
             raise
         except Exception as error:
             raise self._refused(error) from error
-        return self._answered(answer, seconds)
+        return self._answered(done)
 
     def _work(self) -> Work:
         if self.request.work is None:
             self._patience()
-            self._decode(self._raw, self._means.limits, self.request)
+            self._kind.decode(self._raw, self._means.limits, self.request)
             self._raw = b""
         assert self.request.work is not None
         return self.request.work
 
-    def _timed(self, work: Work) -> tuple[Answer, float]:
+    def _done(self, work: Work) -> tuple[bytes, Tally, float]:
         self._patience()
         started = time.perf_counter()
         answer = work.run(self._patience)
-        return answer, time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        return self._kind.encode(answer, self.request), answer.tally, seconds
 
-    def _answered(self, answer: Answer, seconds: float) -> Answer:
+    def _answered(self, done: tuple[bytes, Tally, float]) -> bytes:
+        message, tally, seconds = done
         self._account(grpc.StatusCode.OK)
-        self._means.metrics.answered(self.request.variant, self.request.run_id, answer.tally, seconds)
-        return answer
+        self._means.metrics.answered(self.request.variant, self.request.run_id, tally, seconds)
+        return message
 
     def _refused(self, error: Exception) -> Refusal:
         refusal = refusal_of(error, self._caller, self._means)
@@ -174,13 +186,11 @@ def log_refusal(refusal: Refusal, caller: Caller, means: Means, **names: Any) ->
     )
 
 
-def decode_transform(raw: bytes, limits: Limits, request: Request) -> None:
-    """Decodes a Transform call's request."""
-    _decode_transform(codec.transform_request(raw), limits, request)
+def _read_transform(raw: bytes, limits: Limits, request: Request) -> None:
+    _take(codec.transform_request(raw), limits, request)
 
 
-def decode_stream_message(raw: bytes, limits: Limits, request: Request) -> None:
-    """Decodes one message of a TransformStream call; its sequence is left None where it cannot be read."""
+def _read_stream_message(raw: bytes, limits: Limits, request: Request) -> None:
     try:
         message = codec.stream_request(raw)
     except InvalidRequest:
@@ -189,16 +199,21 @@ def decode_stream_message(raw: bytes, limits: Limits, request: Request) -> None:
     request.sequence = message.sequence
     if not message.HasField("request"):
         raise InvalidRequest([Violation("request", "is absent; must be a TransformRequest")])
-    _decode_transform(message.request, limits, request)
+    _take(message.request, limits, request)
 
 
-def decode_estimate(raw: bytes, limits: Limits, request: Request) -> None:
-    """Decodes an Estimate call's request."""
-    request.work = codec.estimate_work(codec.estimate_request(raw), limits)
-
-
-def _decode_transform(message: Any, limits: Limits, request: Request) -> None:
+def _take(message: pb.TransformRequest, limits: Limits, request: Request) -> None:
     request.variant = codec.variant_name(message.variant) or metrics.UNKNOWN_VARIANT
     if codec.legal_run_id(message.run_id):
         request.run_id = message.run_id
     request.work = codec.transform_work(message, limits)
+
+
+def _read_estimate(raw: bytes, limits: Limits, request: Request) -> None:
+    request.work = codec.estimate_work(codec.estimate_request(raw), limits)
+
+
+TRANSFORM = Kind(_read_transform, lambda answer, _: answer.message())
+# A message whose number cannot be read has no answer; one that has an answer has a number.
+STREAM_MESSAGE = Kind(_read_stream_message, lambda answer, request: answer.stream_message(request.sequence or 0))
+ESTIMATE = Kind(_read_estimate, lambda answer, _: answer.message())

@@ -107,11 +107,11 @@ class Server:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
             ready.result()
+            self._servicer.serve()
+            health.serve()
             if self._place.shared:
                 address = self._listen(server)
                 await server.start()
-            self._servicer.serve()
-            health.serve()
             self._place.serving(address)
         signal_name = await stop
         await self._drain(server, health, signal_name)

@@ -17,13 +17,14 @@ from pkpo_server import codec, metrics
 from pkpo_server.admission import Admission
 from pkpo_server.computation import Patience
 from pkpo_server.exchange import (
+    ESTIMATE,
+    STREAM_MESSAGE,
+    TRANSFORM,
     Caller,
-    Decode,
     Exchange,
+    Kind,
     Means,
     Request,
-    decode_estimate,
-    decode_transform,
     log_refusal,
     refusal_of,
 )
@@ -75,10 +76,10 @@ class RewardTransformServicer:
             stream.drain()
 
     async def _transform(self, raw: bytes, context: Any) -> bytes:
-        return await self._answer_unary(metrics.TRANSFORM, decode_transform, raw, context)
+        return await self._answer_unary(metrics.TRANSFORM, TRANSFORM, raw, context)
 
     async def _estimate(self, raw: bytes, context: Any) -> bytes:
-        return await self._answer_unary(metrics.ESTIMATE, decode_estimate, raw, context)
+        return await self._answer_unary(metrics.ESTIMATE, ESTIMATE, raw, context)
 
     async def _get_server_info(self, _: bytes, context: Any) -> bytes:
         caller = await self._greeted(metrics.GET_SERVER_INFO, context)
@@ -93,16 +94,16 @@ class RewardTransformServicer:
             failure = refusal
         return await _abort(context, caller, failure)
 
-    async def _answer_unary(self, method: str, decode: Decode, raw: bytes, context: Any) -> bytes:
+    async def _answer_unary(self, method: str, kind: Kind, raw: bytes, context: Any) -> bytes:
         caller = await self._greeted(method, context)
         try:
             with self._admitted(caller):
-                exchange = Exchange(self._means, caller, decode, raw)
+                exchange = Exchange(self._means, caller, kind, raw)
                 del raw
                 answer = exchange.now()
                 if answer is None:
                     answer = await exchange.later()
-                return answer.message()
+                return answer
         except Exception as error:
             failure = refusal_of(error, caller, self._means)
         return await _abort(context, caller, failure)
@@ -166,16 +167,18 @@ def warm_up(means: Means) -> None:
         for number, variant in codec.VARIANTS.items():
             k = [4] if variant is Variant.TZSM else [2]
             request = pb.TransformRequest(groups=groups, variant=number, k=k, estimate_k=[1, 2])  # type: ignore[arg-type]
-            _answer(decode_transform, request.SerializeToString(), means)
-        _answer(decode_estimate, pb.EstimateRequest(groups=groups, k=[1, 2]).SerializeToString(), means)
+            _answer(TRANSFORM, request.SerializeToString(), means)
+            numbered = pb.TransformStreamRequest(sequence=1, request=request)
+            _answer(STREAM_MESSAGE, numbered.SerializeToString(), means)
+        _answer(ESTIMATE, pb.EstimateRequest(groups=groups, k=[1, 2]).SerializeToString(), means)
     InvalidRequest([Violation("k", "is 0; must be at least 1")]).trailing_metadata()
 
 
-def _answer(decode: Decode, raw: bytes, means: Means) -> None:
+def _answer(kind: Kind, raw: bytes, means: Means) -> None:
     request = Request(metrics.NO_VARIANT)
-    decode(raw, means.limits, request)
+    kind.decode(raw, means.limits, request)
     assert request.work is not None
-    request.work.run(Patience(None)).message()
+    kind.encode(request.work.run(Patience(None)), request)
 
 
 async def _abort(context: Any, caller: Caller, refusal: Refusal) -> NoReturn:

@@ -40,7 +40,6 @@ class Settings(BaseSettings):
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
-        cli_show_env_vars=True,
     )
 
     host: str = _setting(
@@ -120,7 +119,12 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         InvalidSettings: a value is not of its type, or out of its bounds.
         SystemExit: --help, --version (0), or a flag that does not exist (2).
     """
-    parser = argparse.ArgumentParser(PROGRAM, description=Settings.__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        PROGRAM,
+        description=Settings.__doc__,
+        epilog=f"Each flag is an environment variable too: {flag('max_rewards')} is {variable('max_rewards')}.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     source: CliSettingsSource[Any] = CliSettingsSource(Settings, root_parser=parser)
     try:

@@ -13,8 +13,7 @@ from typing import Any
 from grpc import aio
 
 from pkpo_server import codec
-from pkpo_server.codec import Answer
-from pkpo_server.exchange import Caller, Exchange, Means, decode_stream_message
+from pkpo_server.exchange import STREAM_MESSAGE, Caller, Exchange, Means
 from pkpo_server.refusal import Draining, Refusal
 
 
@@ -78,7 +77,7 @@ class Stream:
             self._idle = False
             if raw is aio.EOF:
                 return
-            exchange = Exchange(self._means, self._caller, decode_stream_message, raw)
+            exchange = Exchange(self._means, self._caller, STREAM_MESSAGE, raw)
             del raw
             try:
                 answer = exchange.now()
@@ -90,7 +89,7 @@ class Stream:
                     self._answering.add(task)
                     task.add_done_callback(self._answered)
                     continue
-                await self._write(exchange, answer)
+                await self._send(answer)
             self._room.release()
 
     async def _answer(self, exchange: Exchange) -> None:
@@ -99,7 +98,7 @@ class Stream:
         except Refusal as refusal:
             await self._refuse(exchange, refusal)
         else:
-            await self._write(exchange, answer)
+            await self._send(answer)
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._answering.discard(task)
@@ -108,9 +107,6 @@ class Stream:
             self._failure = self._failure or task.exception()
             if self._reader is not None:
                 self._reader.cancel()
-
-    async def _write(self, exchange: Exchange, answer: Answer) -> None:
-        await self._send(answer.stream_message(exchange.request.sequence or 0))
 
     async def _refuse(self, exchange: Exchange, refusal: Refusal) -> None:
         if exchange.request.sequence is None:

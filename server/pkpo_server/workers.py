@@ -119,7 +119,16 @@ class Supervisor:
         backoff = LEAST_BACKOFF_SECONDS
         while not stop.done():
             started = time.monotonic()
-            process, serving = await self._start(index)
+            try:
+                process, serving = await self._start(index)
+            except OSError as error:
+                self._log.error("worker_not_started", worker=index, message=str(error), restart_seconds=backoff)
+                if not self._ever_served:
+                    self._fail(stop)
+                    return
+                await asyncio.wait({stop}, timeout=backoff)
+                backoff = min(2 * backoff, MOST_BACKOFF_SECONDS)
+                continue
             if stop.done():
                 process.terminate()
             if await serving:
@@ -137,8 +146,7 @@ class Supervisor:
                 return
             if not self._ever_served:
                 self._log.error("failed", message="the first worker could not start", status=status)
-                self._failed = True
-                stop.set_result("failed")
+                self._fail(stop)
                 return
             if time.monotonic() - started > GOOD_LIFE_SECONDS:
                 backoff = LEAST_BACKOFF_SECONDS
@@ -146,6 +154,11 @@ class Supervisor:
             self._restarts.inc()
             await asyncio.wait({stop}, timeout=backoff)
             backoff = min(2 * backoff, MOST_BACKOFF_SECONDS)
+
+    def _fail(self, stop: asyncio.Future[str]) -> None:
+        self._failed = True
+        if not stop.done():
+            stop.set_result("failed")
 
     async def _start(self, index: int) -> tuple[asyncio.subprocess.Process, asyncio.Future[bool]]:
         told, tell = os.pipe()

@@ -43,7 +43,10 @@ def test_every_log_event_is_documented_and_no_other() -> None:
 def test_what_the_page_says_of_times_is_so() -> None:
     text = " ".join(PAGE.read_text().split())
     least, most = workers.LEAST_BACKOFF_SECONDS, workers.MOST_BACKOFF_SECONDS
-    assert f"again after {least} s, {2 * least} s, ... up to {most:g} s" in text
+    assert (
+        f"replaced after {least} s, one that keeps dying after {2 * least} s, {4 * least} s, ... up to {most:g} s"
+        in text
+    )
     assert f"as often as every {lifecycle.LEAST_PING_INTERVAL_MS // 1000} s" in text
     assert (
         f"after {lifecycle.KEEPALIVE_TIME_MS // 1000} s, and drops it {lifecycle.KEEPALIVE_TIMEOUT_MS // 1000} s later"

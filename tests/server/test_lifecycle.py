@@ -155,9 +155,8 @@ def test_reflection_can_be_turned_off() -> None:
 
 def test_a_passed_deadline_stops_the_work(server: LiveServer) -> None:
     def count() -> float:
-        return server.metrics()[
-            'pkpo_requests_total{code="DEADLINE_EXCEEDED",method="Transform",variant="PASSK_BOOTSTRAP"}'
-        ]
+        late = 'pkpo_requests_total{code="DEADLINE_EXCEEDED",method="Transform",variant="'
+        return sum(value for name, value in server.metrics().items() if name.startswith(late))
 
     before = count()
     with connect(server) as channel:
@@ -346,6 +345,22 @@ def test_an_open_address_is_warned_about(host: str, warned: bool) -> None:
         port = server.address.rsplit(":", 1)[1]
         with grpc.insecure_channel(f"localhost:{port}") as channel:
             pb_grpc.RewardTransformServiceStub(channel).Transform(small_request())
+
+
+def test_old_connections_are_replaced_without_a_failed_call() -> None:
+    with LiveServer("--max-connection-age-seconds", "0.1") as server, connect(server) as channel:
+        stub = pb_grpc.RewardTransformServiceStub(channel)
+        peers = set()
+
+        def reconnected() -> bool:
+            stub.Transform(small_request(), timeout=60)
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.Transform(pb.TransformRequest(), timeout=60)
+            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            peers.update(line["peer"] for line in server.log_lines("refused"))
+            return len(peers) > 2
+
+        poll(reconnected, "new connections")
 
 
 def test_many_callers_at_once(server: LiveServer) -> None:

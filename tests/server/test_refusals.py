@@ -276,6 +276,29 @@ def test_a_message_over_the_limit_is_resource_exhausted(small: Any) -> None:
     assert stub_error.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_a_compressed_message_is_limited_by_what_it_unpacks_to(small: Any) -> None:
+    request = transform(groups=groups(np.zeros(100_000), size=100))
+    with pytest.raises(grpc.RpcError) as caught:
+        small.Transform(request, compression=grpc.Compression.Gzip)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_stream_message_over_the_limit_ends_that_stream_alone(small: Any) -> None:
+    messages = [pb.TransformStreamRequest(sequence=1, request=transform(groups=groups(np.zeros(3000), size=100)))]
+    with pytest.raises(grpc.RpcError) as caught:
+        list(small.TransformStream(iter(messages)))
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    messages = [pb.TransformStreamRequest(sequence=2, request=transform())]
+    assert [answer.sequence for answer in small.TransformStream(iter(messages))] == [2]
+
+
+def test_oversized_metadata_is_refused(stub: Any) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Transform(transform(), metadata=[("x", "y" * 50_000)])
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    stub.Transform(transform())
+
+
 def test_too_many_calls_at_once_are_told_when_to_come_back() -> None:
     with (
         LiveServer("--max-concurrent-rpcs", "1") as live,

@@ -158,7 +158,9 @@ class LiveServer:
         for line in self.process.stderr:
             self._lines.append(line.rstrip("\n"))
 
-    def _gone(self) -> None:
+    def _gone(self) -> list[dict[str, Any]]:
+        """Nothing, while it runs. Raises RuntimeError with its log once it does not."""
         if self.process.poll() is not None:
             self._reader.join(STOP_SECONDS)
             raise RuntimeError(f"the server exited with {self.process.returncode}:\n" + "\n".join(self._lines))
+        return []

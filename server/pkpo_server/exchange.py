@@ -64,10 +64,12 @@ class Kind:
     """How one kind of request is read, and its answer written. Raises InvalidRequest.
 
     Attributes:
+        method: the call it comes by.
         decode: fills in the request from its bytes.
         encode: the bytes of the answer.
     """
 
+    method: str
     decode: Callable[[bytes, Limits, Request], None]
     encode: Callable[[Answer, Request], bytes]
 
@@ -213,7 +215,11 @@ def _read_estimate(raw: bytes, limits: Limits, request: Request) -> None:
     request.work = codec.estimate_work(codec.estimate_request(raw), limits)
 
 
-TRANSFORM = Kind(_read_transform, lambda answer, _: answer.message())
+TRANSFORM = Kind(metrics.TRANSFORM, _read_transform, lambda answer, _: answer.message())
 # A message whose number cannot be read has no answer; one that has an answer has a number.
-STREAM_MESSAGE = Kind(_read_stream_message, lambda answer, request: answer.stream_message(request.sequence or 0))
-ESTIMATE = Kind(_read_estimate, lambda answer, _: answer.message())
+STREAM_MESSAGE = Kind(
+    metrics.TRANSFORM_STREAM,
+    _read_stream_message,
+    lambda answer, request: answer.stream_message(request.sequence or 0),
+)
+ESTIMATE = Kind(metrics.ESTIMATE, _read_estimate, lambda answer, _: answer.message())

@@ -58,9 +58,9 @@ class RewardTransformServicer:
         """The calls, for a gRPC server."""
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            metrics.TRANSFORM: unary(self._transform),
-            metrics.TRANSFORM_STREAM: stream(self._transform_stream),
-            metrics.ESTIMATE: unary(self._estimate),
+            TRANSFORM.method: unary(self._transform),
+            STREAM_MESSAGE.method: stream(self._transform_stream),
+            ESTIMATE.method: unary(self._estimate),
             metrics.GET_SERVER_INFO: unary(self._get_server_info),
         }
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
@@ -76,10 +76,10 @@ class RewardTransformServicer:
             stream.drain()
 
     async def _transform(self, raw: bytes, context: Any) -> bytes:
-        return await self._answer_unary(metrics.TRANSFORM, TRANSFORM, raw, context)
+        return await self._answer_unary(TRANSFORM, raw, context)
 
     async def _estimate(self, raw: bytes, context: Any) -> bytes:
-        return await self._answer_unary(metrics.ESTIMATE, ESTIMATE, raw, context)
+        return await self._answer_unary(ESTIMATE, raw, context)
 
     async def _get_server_info(self, _: bytes, context: Any) -> bytes:
         caller = await self._greeted(metrics.GET_SERVER_INFO, context)
@@ -94,8 +94,8 @@ class RewardTransformServicer:
             failure = refusal
         return await _abort(context, caller, failure)
 
-    async def _answer_unary(self, method: str, kind: Kind, raw: bytes, context: Any) -> bytes:
-        caller = await self._greeted(method, context)
+    async def _answer_unary(self, kind: Kind, raw: bytes, context: Any) -> bytes:
+        caller = await self._greeted(kind.method, context)
         try:
             with self._admitted(caller):
                 exchange = Exchange(self._means, caller, kind, raw)
@@ -109,7 +109,7 @@ class RewardTransformServicer:
         return await _abort(context, caller, failure)
 
     async def _transform_stream(self, _: Any, context: Any) -> None:
-        caller = await self._greeted(metrics.TRANSFORM_STREAM, context)
+        caller = await self._greeted(STREAM_MESSAGE.method, context)
         try:
             with self._admitted(caller):
                 if self._draining:
@@ -128,6 +128,8 @@ class RewardTransformServicer:
             raise
         except Exception as error:
             failure = refusal_of(error, caller, self._means)
+            if isinstance(failure, Draining):
+                log_refusal(failure, caller, self._means)
         await _abort(context, caller, failure)
 
     async def _greeted(self, method: str, context: Any) -> Caller:

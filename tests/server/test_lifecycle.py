@@ -242,6 +242,7 @@ def test_an_idle_stream_does_not_hold_the_drain_up(own: LiveServer) -> None:
         messages.put(None)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
         assert own.process.wait(60) == 0
+        assert [line["reason"] for line in own.log_lines("refused")] == ["draining"]
         assert own.log_lines("stopped")[0]["seconds"] < 30
 
 

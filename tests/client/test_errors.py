@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections import deque
 from typing import Any
 
@@ -13,9 +14,11 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 import pkpo_client
+from live_server import LiveServer
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_client import (
     Cancelled,
+    Client,
     DeadlineExceeded,
     InvalidArgument,
     Overloaded,
@@ -117,6 +120,15 @@ def test_what_passes_is_tried_again(flavour: Any, proxy: Any, code: str) -> None
     proxy.faults["Transform"] = deque([lambda context: context.abort(grpc.StatusCode[code], "not now")] * 2)
     assert flavour.call(proxy.address, "transform", ROWS, 2).shape == (2, 3)
     assert proxy.calls["Transform"] == 3
+
+
+def test_a_busy_server_is_asked_again_when_it_says(flavour: Any) -> None:
+    """For this a server must refuse before it sends any headers: gRPC retries no call that has begun to be answered."""
+    with LiveServer("--max-concurrent-rpcs", "1") as live, Client(live.address) as other:
+        busy = other.stream((ROWS for _ in range(100)), 2, in_flight=1)
+        next(busy)
+        threading.Timer(0.1, busy.close).start()
+        assert flavour.call(live.address, "transform", ROWS, 2).shape == (2, 3)
 
 
 def test_a_large_batch_is_tried_again_too(flavour: Any, proxy: Any) -> None:

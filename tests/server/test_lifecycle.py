@@ -73,13 +73,13 @@ def test_health_of_an_unknown_service(channel: grpc.Channel) -> None:
     watch.cancel()
 
 
-@pytest.mark.parametrize("service", ["", SERVICE])
-def test_watchers_are_told_before_the_server_goes(own: LiveServer, service: str) -> None:
+def test_watchers_are_told_before_the_server_goes(own: LiveServer) -> None:
     with connect(own) as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service))
-        assert next(watch).status == SERVING
+        stub = health_pb2_grpc.HealthStub(channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest(service=service)) for service in ("", SERVICE)]
+        assert [next(watch).status for watch in watches] == [SERVING, SERVING]
         own.process.send_signal(signal.SIGTERM)
-        assert [answer.status for answer in watch] == [NOT_SERVING]
+        assert [[answer.status for answer in watch] for watch in watches] == [[NOT_SERVING], [NOT_SERVING]]
     assert own.process.wait(60) == 0
 
 
@@ -302,12 +302,8 @@ def test_a_unix_socket(tmp_path: Path) -> None:
         assert "another process serves on it" in second.stderr
         with connect(server) as channel:
             pb_grpc.RewardTransformServiceStub(channel).Transform(small_request())
-
-
-def test_a_unix_socket_left_over_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "pkpo.sock"
-    with LiveServer("--unix-socket", str(path)) as server:
         server.kill()
+    # What a killed server leaves behind does not keep the next one from its place.
     assert path.is_socket()
     with LiveServer("--unix-socket", str(path)) as server, connect(server) as channel:
         pb_grpc.RewardTransformServiceStub(channel).Transform(small_request())

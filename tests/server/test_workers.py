@@ -46,8 +46,8 @@ def connect(server: LiveServer) -> grpc.Channel:
 
 
 @pytest.fixture
-def pair() -> Iterator[LiveServer]:
-    with LiveServer("--workers", "2") as live:
+def pair(tmp_path: Path) -> Iterator[LiveServer]:
+    with LiveServer("--workers", "2", env={"TMPDIR": str(tmp_path)}) as live:
         yield live
 
 
@@ -148,7 +148,8 @@ def test_calls_go_on_while_a_worker_is_killed(pair: LiveServer) -> None:
     assert len(failures) <= 1
 
 
-def test_a_signal_drains_every_worker(pair: LiveServer) -> None:
+def test_a_signal_drains_every_worker(pair: LiveServer, tmp_path: Path) -> None:
+    assert list(tmp_path.glob("pkpo-metrics-*/*.db"))
     with connect(pair) as channel:
         call = pb_grpc.RewardTransformServiceStub(channel).Transform.future(long_request(10))
         poll(lambda: pair.metrics()[IN_FLIGHT] == 1, "work in flight")
@@ -157,9 +158,10 @@ def test_a_signal_drains_every_worker(pair: LiveServer) -> None:
     assert pair.process.wait(60) == 0
     assert {line.get("worker") for line in pair.log_lines("stopped")} == {None, 0, 1}
     assert not any(alive(pid) for pid in pids(pair).values())
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_second_signal_kills_every_worker(pair: LiveServer) -> None:
+def test_a_second_signal_kills_every_worker(pair: LiveServer, tmp_path: Path) -> None:
     with connect(pair) as channel:
         held = pb_grpc.RewardTransformServiceStub(channel).Transform.future(long_request(500))
         poll(lambda: pair.metrics()[IN_FLIGHT] == 1, "work in flight")
@@ -169,18 +171,12 @@ def test_a_second_signal_kills_every_worker(pair: LiveServer) -> None:
         assert pair.process.wait(60) == 130
         assert isinstance(held.exception(60), grpc.RpcError)
     poll(lambda: not any(alive(pid) for pid in pids(pair).values()), "end of the workers")
+    assert not list(tmp_path.iterdir())
 
 
 def test_workers_do_not_outlive_a_killed_supervisor(pair: LiveServer) -> None:
     pair.kill()
     poll(lambda: not any(alive(pid) for pid in pids(pair).values()), "end of the workers")
-
-
-def test_nothing_is_left_in_the_temporary_folder(tmp_path: Path) -> None:
-    with LiveServer("--workers", "2", env={"TMPDIR": str(tmp_path)}) as server:
-        assert list(tmp_path.glob("pkpo-metrics-*/*.db"))
-        assert server.stop() == 0
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_port_in_use_is_said(server: LiveServer) -> None:

@@ -82,20 +82,21 @@ class RewardTransformServicer:
         return await self._answer_unary(ESTIMATE, raw, context)
 
     async def _get_server_info(self, _: bytes, context: Any) -> bytes:
-        caller = await self._greeted(metrics.GET_SERVER_INFO, context)
+        caller = _caller(metrics.GET_SERVER_INFO, context)
         started = time.perf_counter()
         try:
             with self._admitted(caller):
                 self._means.metrics.started(caller.method)
                 elapsed = time.perf_counter() - started
                 self._means.metrics.finished(caller.method, metrics.NO_VARIANT, grpc.StatusCode.OK, elapsed)
+                await _greet(context, caller)
                 return self._info
         except Refusal as refusal:
             failure = refusal
         return await _abort(context, caller, failure)
 
     async def _answer_unary(self, kind: Kind, raw: bytes, context: Any) -> bytes:
-        caller = await self._greeted(kind.method, context)
+        caller = _caller(kind.method, context)
         try:
             with self._admitted(caller):
                 exchange = Exchange(self._means, caller, kind, raw)
@@ -103,17 +104,22 @@ class RewardTransformServicer:
                 answer = exchange.now()
                 if answer is None:
                     answer = await exchange.later()
+                await _greet(context, caller)
                 return answer
+        except aio.InternalError:
+            # The transport is gone, and with it whom to tell.
+            raise
         except Exception as error:
             failure = refusal_of(error, caller, self._means)
         return await _abort(context, caller, failure)
 
     async def _transform_stream(self, _: Any, context: Any) -> None:
-        caller = await self._greeted(STREAM_MESSAGE.method, context)
+        caller = _caller(STREAM_MESSAGE.method, context)
         try:
             with self._admitted(caller):
                 if self._draining:
                     raise Draining
+                await _greet(context, caller)
                 stream = Stream(context, self._means, caller, self._stream_in_flight)
                 self._streams.add(stream)
                 self._means.metrics.open_streams.inc()
@@ -124,20 +130,12 @@ class RewardTransformServicer:
                     self._streams.discard(stream)
             return
         except aio.InternalError:
-            # The transport is gone, and with it whom to tell.
             raise
         except Exception as error:
             failure = refusal_of(error, caller, self._means)
             if isinstance(failure, Draining):
                 log_refusal(failure, caller, self._means)
         await _abort(context, caller, failure)
-
-    async def _greeted(self, method: str, context: Any) -> Caller:
-        name, traceparent = request_id(context.invocation_metadata())
-        remaining = context.time_remaining()
-        deadline = None if remaining is None else time.monotonic() + remaining
-        await context.send_initial_metadata(((VERSION_KEY, __version__), (REQUEST_ID_KEY, name)))
-        return Caller(method, name, traceparent, context.peer(), deadline)
 
     @contextmanager
     def _admitted(self, caller: Caller) -> Iterator[None]:
@@ -183,7 +181,22 @@ def _answer(kind: Kind, raw: bytes, means: Means) -> None:
     kind.encode(request.work.run(Patience(None)), request)
 
 
+def _caller(method: str, context: Any) -> Caller:
+    name, traceparent = request_id(context.invocation_metadata())
+    remaining = context.time_remaining()
+    deadline = None if remaining is None else time.monotonic() + remaining
+    return Caller(method, name, traceparent, context.peer(), deadline)
+
+
+def _names(caller: Caller) -> tuple[tuple[str, str], ...]:
+    return ((VERSION_KEY, __version__), (REQUEST_ID_KEY, caller.request_id))
+
+
+async def _greet(context: Any, caller: Caller) -> None:
+    # Only once a call is let in and, if unary, answered: clients retry no call whose headers they have seen.
+    await context.send_initial_metadata(_names(caller))
+
+
 async def _abort(context: Any, caller: Caller, refusal: Refusal) -> NoReturn:
-    trailers = (*refusal.trailing_metadata(), (REQUEST_ID_KEY, caller.request_id))
-    await context.abort(refusal.code, refusal.message, trailers)
+    await context.abort(refusal.code, refusal.message, (*refusal.trailing_metadata(), *_names(caller)))
     raise AssertionError("abort returned")

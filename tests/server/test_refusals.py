@@ -118,7 +118,9 @@ def assert_nothing_leaks(error: Any) -> None:
     said = error.details() + repr(error.trailing_metadata())
     assert not any(word in said for word in ("Traceback", ".py", "numpy", "<class", "Error("))
     assert trailer_bytes(error) < ONE_KIB
-    assert dict(error.trailing_metadata())["pkpo-request-id"]
+    assert dict(error.trailing_metadata()).keys() >= {"pkpo-request-id", "pkpo-server-version"}
+    # Headers of their own would keep clients from retrying what may be retried.
+    assert not error.initial_metadata()
 
 
 @pytest.mark.parametrize("length", [1, 128])
@@ -314,6 +316,15 @@ def test_too_many_calls_at_once_are_told_when_to_come_back() -> None:
         info = error_details_pb2.RetryInfo()
         assert rpc_status.from_call(error).details[0].Unpack(info)
         assert info.retry_delay.ToMilliseconds() >= 50
+        assert not error.initial_metadata()
+        config = '{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 3, "initialBackoff": "0.01s",' + (
+            '"maxBackoff": "1s", "backoffMultiplier": 2, "retryableStatusCodes": ["RESOURCE_EXHAUSTED"]}}]}'
+        )
+        count = 'pkpo_requests_total{code="RESOURCE_EXHAUSTED",method="Transform",variant="unknown"}'
+        before = live.metrics()[count]
+        with grpc.insecure_channel(live.address, options=[("grpc.service_config", config)]) as retrying:
+            refusal(pb_grpc.RewardTransformServiceStub(retrying).Transform, transform())
+        assert live.metrics()[count] == before + 3
         messages.release()
         assert list(stream) == []
         pb_grpc.RewardTransformServiceStub(second).Transform(transform())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -185,10 +186,12 @@ def test_a_broken_stream_is_opened_again_and_only_the_unanswered_is_sent_again(
     given = [ROWS + i for i in range(20)]
     check(flavour.stream(proxy.address, given, 4), given, local)
     firsts = [float(each[0, 0]) for each in given]
-    # Three were answered on each of the first three calls: those are sent once, and everything once at least.
-    assert received[1][0] == firsts[3]
-    assert received[2][0] == firsts[6]
-    assert received[3] == firsts[9:]
+    starts = [firsts.index(each[0]) for each in received]
+    # Three were answered on each of the first three calls. asyncio's gRPC may lose the last of them to the break.
+    assert starts[0] == 0
+    for now, later in itertools.pairwise(starts):
+        assert now + (1 if flavour.asynchronous else 3) <= later <= now + 3
+    assert received[3] == firsts[starts[3] :]
 
 
 @pytest.mark.parametrize("ending", ["OK", "CANCELLED"])

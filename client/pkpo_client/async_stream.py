@@ -124,7 +124,10 @@ class AsyncStream(Generic[ArrayT]):
         if item is None:
             return False
         if self._client._outage.ongoing:
-            await self._drop_call()
+            if self._call is not None:
+                # Found out by another call of the client's.
+                await self._drop_call()
+                self._window.recall()
             await self._answer(item)
         else:
             if self._call is None:

@@ -7,6 +7,7 @@ everything else: pulls batches, decides, decodes. Closing ends both.
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -78,7 +79,8 @@ class Stream(Generic[ArrayT]):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_call", None) is not None:
+        # At the end of the interpreter threads stand still, and waiting for one would never end.
+        if getattr(self, "_call", None) is not None and not sys.is_finalizing():
             self._drop_call()
 
     def _pull(self) -> None:
@@ -104,7 +106,10 @@ class Stream(Generic[ArrayT]):
         if item is None:
             return False
         if self._client._outage.ongoing:
-            self._drop_call()
+            if self._call is not None:
+                # Found out by another call of the client's.
+                self._drop_call()
+                self._window.recall()
             self._answer(item)
         else:
             if self._call is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -94,6 +95,28 @@ def test_streams_do_too(flavour: Any, restartable: Any, local: LocalClient, capl
     for result, rows in zip(results, given, strict=True):
         np.testing.assert_array_equal(result.advantages, local.transform(rows, 4))
     assert "cannot be reached" in said(caplog)[0]
+
+
+def test_an_outage_found_out_by_another_call_holds_for_streams_too(proxy: Any, local: LocalClient) -> None:
+    """The stream's own call hangs; it is given up as soon as the client knows better."""
+
+    def hanging(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        for answer in proxy.pass_on(requests, context):
+            yield answer
+            threading.Event().wait(5)
+
+    proxy.stream = hanging
+    with Client(proxy.address, fallback="local", timeout=60) as client:
+
+        def batches() -> Iterator[Any]:
+            for i in range(10):
+                if i == 4:
+                    client._outage.begin(0.0)
+                yield ROWS * (i + 1)
+
+        stream = client.stream(batches(), 4, in_flight=4)
+        for i, result in enumerate(stream):
+            np.testing.assert_array_equal(result.advantages, local.transform(ROWS * (i + 1), 4))
 
 
 def test_a_service_that_was_never_there(flavour: Any, local: LocalClient) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -332,6 +334,17 @@ def test_leaving_a_loop_early_does_the_same(proxy: Any, threads_as_before: Any) 
 def test_a_stream_that_ended_leaves_no_thread(server: LiveServer, threads_as_before: Any) -> None:
     with threads_as_before(), Client(server.address) as client:
         assert len(list(client.stream([ROWS] * 5, 4))) == 5
+
+
+def test_a_program_may_end_in_the_middle_of_a_stream(server: LiveServer) -> None:
+    script = (
+        "import sys, numpy as np\n"
+        "from pkpo_client import Client\n"
+        "client = Client(sys.argv[1])\n"
+        "stream = client.stream((np.ones((2, 3)) for _ in range(100)), 2)\n"
+        "next(stream)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, server.address], check=True, timeout=60)
 
 
 def test_leaving_early_leaves_no_task(proxy: Any, as_async: Any) -> None:

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 import pkpo_core
 from pkpo import packed
+from pkpo.packed import Part
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_core import GroupStatus, InvalidArgument, KPolicy, MaxAtK, RewardGroups, Scale, Variant, Violation
 from pkpo_server.refusal import MOST_VIOLATIONS, InvalidRequest
 
 Checkpoint = Callable[[], None]
-Part = bytes | memoryview
 _Member = TypeVar("_Member")
 _Message = TypeVar("_Message", bound=Message)
 
@@ -80,9 +80,8 @@ class Answer:
 
     def stream_message(self, sequence: int) -> bytes:
         """The same as the answer to one message of a stream: a TransformStreamResponse."""
-        size = sum(_size(part) for part in self.parts)
-        head = _sequence(sequence) + _head(pb.TransformStreamResponse.RESPONSE_FIELD_NUMBER, size)
-        return b"".join((head, *self.parts))
+        number = packed.number_field(pb.TransformStreamResponse.SEQUENCE_FIELD_NUMBER, sequence)
+        return b"".join((number, *packed.message_field(pb.TransformStreamResponse.RESPONSE_FIELD_NUMBER, self.parts)))
 
 
 class Work(Protocol):
@@ -133,11 +132,10 @@ class TransformWork:
         except InvalidArgument as error:
             raise InvalidRequest(error.violations) from error
         statuses = transformed.group_statuses
-        parts = [*_values(transformed.advantages)]
+        parts = _values(transformed.advantages)
         zero_signal = clamped = too_small = 0
         if statuses.any():
-            # A packed enum is a varint per value, and these are all below 128: one byte each.
-            parts += _packed(pb.TransformResponse.GROUP_STATUSES_FIELD_NUMBER, statuses)
+            parts += packed.packed_field(pb.TransformResponse.GROUP_STATUSES_FIELD_NUMBER, statuses, "|u1")
             counts = np.bincount(statuses, minlength=len(GroupStatus))
             zero_signal = int(counts[GroupStatus.NO_SIGNAL])
             clamped = int(counts[GroupStatus.K_CLAMPED])
@@ -396,52 +394,19 @@ def stream_error(sequence: int, error: pb.TransformError) -> bytes:
 
 def _values(advantages: NDArray[Any]) -> list[Part]:
     if advantages.dtype == np.float32:
-        outer, inner, dtype = pb.TransformResponse.F32_FIELD_NUMBER, pb.FloatValues.VALUES_FIELD_NUMBER, "<f4"
-    else:
-        outer, inner, dtype = pb.TransformResponse.F64_FIELD_NUMBER, pb.DoubleValues.VALUES_FIELD_NUMBER, "<f8"
-    values = _packed(inner, advantages.astype(dtype, copy=False))
-    return [_head(outer, sum(map(_size, values))), *values]
+        values = packed.packed_field(pb.FloatValues.VALUES_FIELD_NUMBER, advantages, "<f4")
+        return packed.message_field(pb.TransformResponse.F32_FIELD_NUMBER, values)
+    values = packed.packed_field(pb.DoubleValues.VALUES_FIELD_NUMBER, advantages, "<f8")
+    return packed.message_field(pb.TransformResponse.F64_FIELD_NUMBER, values)
 
 
-def _estimates(number: int, estimates: tuple[MaxAtK, ...]) -> list[Part]:
-    parts: list[Part] = []
+def _estimates(number: int, estimates: tuple[MaxAtK, ...]) -> Iterator[Part]:
     for estimate in estimates:
-        message = [
-            _tag(pb.MaxAtK.K_FIELD_NUMBER, 0) + _varint(estimate.k),
-            *_packed(pb.MaxAtK.VALUES_FIELD_NUMBER, estimate.values.astype("<f8", copy=False)),
-            *_packed(pb.MaxAtK.STANDARD_ERRORS_FIELD_NUMBER, estimate.standard_errors.astype("<f8", copy=False)),
-        ]
-        parts += [_head(number, sum(map(_size, message))), *message]
-    return parts
-
-
-def _packed(number: int, values: NDArray[Any]) -> list[Part]:
-    data = np.ascontiguousarray(values).data
-    return [_head(number, data.nbytes), data]
-
-
-def _head(number: int, size: int) -> bytes:
-    return _tag(number, 2) + _varint(size)
-
-
-def _sequence(sequence: int) -> bytes:
-    return _tag(pb.TransformStreamResponse.SEQUENCE_FIELD_NUMBER, 0) + _varint(sequence)
-
-
-def _tag(number: int, wire_type: int) -> bytes:
-    return _varint(number << 3 | wire_type)
-
-
-def _size(part: Part) -> int:
-    return part.nbytes if isinstance(part, memoryview) else len(part)
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+        yield from packed.message_field(
+            number,
+            (
+                packed.number_field(pb.MaxAtK.K_FIELD_NUMBER, estimate.k),
+                *packed.packed_field(pb.MaxAtK.VALUES_FIELD_NUMBER, estimate.values, "<f8"),
+                *packed.packed_field(pb.MaxAtK.STANDARD_ERRORS_FIELD_NUMBER, estimate.standard_errors, "<f8"),
+            ),
+        )

@@ -336,7 +336,7 @@ def test_an_open_address_is_warned_about(host: str, warned: bool) -> None:
         try:
             socket.create_server(("::1", 0), family=socket.AF_INET6).close()
         except OSError:
-            pytest.skip("this machine has no IPv6 loopback")
+            pytest.skip("needs an IPv6 loopback")
     with LiveServer("--host", host) as server:
         assert bool(server.log_lines("insecure")) == warned
         port = server.address.rsplit(":", 1)[1]

@@ -190,7 +190,7 @@ def test_the_text_is_well_formed(fresh: LiveServer) -> None:
 
 def test_promtool_finds_nothing_to_say(fresh: LiveServer) -> None:
     if shutil.which("promtool") is None:
-        pytest.skip("promtool is not on PATH")
+        pytest.skip("needs promtool on PATH")
     check = subprocess.run(
         ["promtool", "check", "metrics"], input=fresh.metrics_text(), capture_output=True, text=True, timeout=60
     )
@@ -199,7 +199,7 @@ def test_promtool_finds_nothing_to_say(fresh: LiveServer) -> None:
 
 def test_prometheus_scrapes_it(fresh: LiveServer, fresh_stub: Any, tmp_path: Path) -> None:
     if shutil.which("prometheus") is None:
-        pytest.skip("prometheus is not on PATH")
+        pytest.skip("needs prometheus on PATH")
     fresh_stub.Transform(request([0, 1, 2, 3], variant=pb.VARIANT_GRPO))
     (tmp_path / "prometheus.yml").write_text(
         "scrape_configs: [{job_name: pkpo, scrape_interval: 1s, static_configs: "

@@ -227,7 +227,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _bench(arguments: argparse.Namespace) -> None:
     rewards = np.random.default_rng(0).random((arguments.groups, arguments.samples))
-    seconds = []
+    seconds: list[float] = []
     with _client(arguments.address) as client:
         client.transform(rewards, arguments.k)
         end = time.perf_counter() + arguments.seconds

@@ -10,8 +10,8 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2  # type: ignore[import-untyped, unused-ignore]
-from grpc_status import rpc_status  # type: ignore[import-untyped, unused-ignore]
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_client.errors import (

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 import grpc
 from google.protobuf import any_pb2
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped, unused-ignore]
+from google.rpc import error_details_pb2, status_pb2
 
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_core import Violation

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     transform = commands.add_parser(
         "transform",
         help="add an advantage to each rollout of a file",
-        description="Reads rollouts and writes each with its advantage, as JSON lines or (by the name of --output) Parquet.",
+        description="Writes each rollout with its advantage: as JSON lines, or as Parquet where --output is so named.",
     )
     _add_file(transform)
     transform.add_argument("--k", type=int, help="how many samples the best is taken of (not for loo, grpo, tzsm)")

@@ -42,21 +42,16 @@ def method(work: Work) -> Method:
 
 def transform_request(batch: Batch) -> pb.TransformRequest:
     """The request for the advantages of a batch."""
-    request = pb.TransformRequest(
-        groups=_groups(batch),
-        variant=pb.Variant.ValueType(VARIANTS[batch.variant]),
-        scale=pb.Scale.ValueType(SCALES[batch.scale]),
-        k_policy=pb.KPolicy.ValueType(K_POLICIES[batch.k_policy]),
-        estimate_k=batch.estimate_k,
-        seed=batch.seed,
-        run_id=batch.run_id,
-        first_group=batch.first_group,
-    )
-    if isinstance(batch.k, np.ndarray):
-        request.k.extend(batch.k.tolist())
-    elif batch.k is not None:
-        request.k.append(batch.k)
+    request = pb.TransformRequest()
+    _fill_transform(request, batch)
     return request
+
+
+def stream_request(sequence: int, batch: Batch) -> pb.TransformStreamRequest:
+    """The message of a stream that asks for the advantages of a batch."""
+    message = pb.TransformStreamRequest(sequence=sequence)
+    _fill_transform(message.request, batch)
+    return message
 
 
 def advantages(batch: Batch, response: pb.TransformResponse) -> Advantages:
@@ -76,8 +71,37 @@ def advantages(batch: Batch, response: pb.TransformResponse) -> Advantages:
     return Advantages(values, statuses, _estimates(response.estimates, batch.estimate_k, batch.number_of_groups))
 
 
+def _fill_transform(request: pb.TransformRequest, batch: Batch) -> None:
+    # Filled where it lies: handing a message to another's constructor copies all of its rewards.
+    _fill_groups(request.groups, batch)
+    request.variant = pb.Variant.ValueType(VARIANTS[batch.variant])
+    request.scale = pb.Scale.ValueType(SCALES[batch.scale])
+    request.k_policy = pb.KPolicy.ValueType(K_POLICIES[batch.k_policy])
+    request.estimate_k.extend(batch.estimate_k)
+    request.seed = batch.seed
+    request.run_id = batch.run_id
+    request.first_group = batch.first_group
+    if isinstance(batch.k, np.ndarray):
+        request.k.extend(batch.k.tolist())
+    elif batch.k is not None:
+        request.k.append(batch.k)
+
+
+def _fill_groups(groups: pb.RewardGroups, batch: Batch | EstimateBatch) -> None:
+    if batch.rewards.dtype == np.float32:
+        packed.merge_packed(groups.f32, pb.FloatValues.VALUES_FIELD_NUMBER, batch.rewards, "<f4")
+    else:
+        packed.merge_packed(groups.f64, pb.DoubleValues.VALUES_FIELD_NUMBER, batch.rewards, "<f8")
+    if isinstance(batch.group_sizes, int):
+        groups.group_size = batch.group_sizes
+    else:
+        groups.group_sizes.sizes.extend(batch.group_sizes.tolist())
+
+
 def _estimate_request(batch: EstimateBatch) -> pb.EstimateRequest:
-    return pb.EstimateRequest(groups=_groups(batch), k=batch.k)
+    request = pb.EstimateRequest(k=batch.k)
+    _fill_groups(request.groups, batch)
+    return request
 
 
 def _estimate_answer(batch: EstimateBatch, response: pb.EstimateResponse) -> tuple[MaxAtK, ...]:
@@ -113,19 +137,6 @@ def _variant_name(number: int) -> str:
     return _VARIANT_NAMES.get(number, f"variant_{number}")
 
 
-def _groups(batch: Batch | EstimateBatch) -> pb.RewardGroups:
-    groups = pb.RewardGroups()
-    if batch.rewards.dtype == np.float32:
-        groups.f32.CopyFrom(packed.float_values(batch.rewards))
-    else:
-        groups.f64.CopyFrom(packed.double_values(batch.rewards))
-    if isinstance(batch.group_sizes, int):
-        groups.group_size = batch.group_sizes
-    else:
-        groups.group_sizes.sizes.extend(batch.group_sizes.tolist())
-    return groups
-
-
 def _estimates(said: Any, ks: tuple[int, ...], groups: int) -> tuple[MaxAtK, ...]:
     found = tuple(
         MaxAtK(
@@ -153,4 +164,4 @@ _METHODS: dict[type[Work], Method] = {
     Info: Method("GetServerInfo", _info_request, _info_answer),
 }
 
-__all__ = ["Method", "advantages", "method", "transform_request"]
+__all__ = ["Method", "advantages", "method", "stream_request", "transform_request"]

@@ -155,7 +155,7 @@ class Window:
         # A number is used once, so that a late answer is never taken for another's.
         self._sequence += 1
         self._in_flight[self._sequence] = item
-        return pb.TransformStreamRequest(sequence=self._sequence, request=codec.transform_request(item.work))
+        return codec.stream_request(self._sequence, item.work)
 
     def receive(self, response: pb.TransformStreamResponse) -> None:
         """A message has arrived."""

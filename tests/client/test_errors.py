@@ -124,10 +124,11 @@ def test_what_passes_is_tried_again(flavour: Any, proxy: Any, code: str) -> None
 
 def test_a_busy_server_is_asked_again_when_it_says(flavour: Any) -> None:
     """For this a server must refuse before it sends any headers: gRPC retries no call that has begun to be answered."""
-    with LiveServer("--max-concurrent-rpcs", "1") as live, Client(live.address) as other:
-        busy = other.stream((ROWS for _ in range(100)), 2, in_flight=1)
-        next(busy)
-        threading.Timer(0.1, busy.close).start()
+    with LiveServer("--max-concurrent-rpcs", "2") as live, Client(live.address) as one, Client(live.address) as other:
+        for each in (one, other):
+            busy = each.stream((ROWS for _ in range(100)), 2, in_flight=1)
+            next(busy)
+            threading.Timer(0.1, busy.close).start()
         assert flavour.call(live.address, "transform", ROWS, 2).shape == (2, 3)
 
 

@@ -57,7 +57,7 @@ def test_parts_are_whole_groups_in_order_and_fit(
             run_id="x" * 128,
             first_group=2**64 - 1,
         )
-        request = pb.TransformStreamRequest(sequence=2**64 - 1, request=codec.transform_request(work))
+        request = codec.stream_request(2**64 - 1, work)
         assert request.ByteSize() <= LIMITS.max_message_bytes
         response = pb.TransformResponse(group_statuses=[pb.GROUP_STATUS_TOO_SMALL] * groups)
         getattr(response, "f32" if dtype == np.float32 else "f64").values.extend([1.0] * rewards)

@@ -128,9 +128,9 @@ def test_torch_views_are_not_written_to(torch: Any, made: Any) -> None:
     assert torch.equal(rewards, before)
 
 
-def test_torch_on_a_device(torch: Any, made: Any) -> None:
+def test_a_tensor_on_a_gpu_comes_back_to_it(torch: Any, made: Any) -> None:
     if not torch.cuda.is_available():
-        pytest.skip("needs torch with a GPU")
+        pytest.skip("needs torch and a GPU")
     rewards = torch.tensor(VALUES, dtype=torch.bfloat16, device="cuda")
     found = made.transform(rewards, 4, mask=torch.ones(2, 4, device="cuda"))
     assert (found.dtype, found.device) == (rewards.dtype, rewards.device)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from pkpo.v1 import reward_transform_pb2 as pb
 ROOT = Path(__file__).parents[2]
 CONTRACT = "pkpo/v1/reward_transform.proto"
 
-BUF = shutil.which("buf")
+BUF = shutil.which("buf", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
 needs_buf = pytest.mark.skipif(BUF is None, reason="needs buf")
 
 

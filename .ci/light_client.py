@@ -33,6 +33,9 @@ try:
     except LocalComputingMissing as error:
         said = str(error)
     assert "pkpo[local]" in said, "LocalClient computed without numba"
+    done = subprocess.run([sys.executable, "-m", "pkpo_server"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "pip install 'pkpo[server]'" in done.stderr, done.stderr
 finally:
     server.terminate()
     server.communicate()

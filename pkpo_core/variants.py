@@ -72,7 +72,7 @@ VARIANTS: Mapping[Variant, VariantInfo] = MappingProxyType(
             VariantInfo(Variant.S, _PKPO + "eq. 19", "1 <= k <= n"),
             VariantInfo(Variant.SLOO, _PKPO + "eq. 29", "1 <= k <= n - 1"),
             VariantInfo(Variant.CENTERED, _PKPO + "eq. 12 on all samples less all but one", "1 <= k <= n - 1"),
-            VariantInfo(Variant.LOO, _PKPO + "eq. 26", "ignored, n >= 2", ignores_k=True),
+            VariantInfo(Variant.LOO, _PKPO + "eq. 26", "n >= 2 (k is ignored)", ignores_k=True),
             VariantInfo(Variant.BINARY, _PKPO + "eq. 8", "1 <= k <= n"),
             VariantInfo(Variant.TZSM, "Tang et al., arXiv 2503.19595", "k = n, or 0 for n; n >= 2"),
             VariantInfo(Variant.PASSK_ANALYTIC, _PASSK + "analytical derivation", "1 <= k <= n"),
@@ -83,7 +83,7 @@ VARIANTS: Mapping[Variant, VariantInfo] = MappingProxyType(
             VariantInfo(Variant.NAIVE_PARTITIONED, _PKPO + "figure 4", "k divides n"),
             VariantInfo(Variant.NAIVE_PARTITIONED_BASELINED, _PKPO + "figure 4", "k divides n, n >= 2 k"),
             VariantInfo(Variant.LOO_MINUS_ONE_PARTITIONED, _PKPO + "figure 4", "k divides n, k >= 2"),
-            VariantInfo(Variant.GRPO, "GRPO, arXiv 2402.03300", "ignored, n >= 2", ignores_k=True),
+            VariantInfo(Variant.GRPO, "GRPO, arXiv 2402.03300", "n >= 2 (k is ignored)", ignores_k=True),
         )
     }
 )

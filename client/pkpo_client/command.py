@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 import pkpo
-from pkpo_client import Client, LocalClient, options
+from pkpo_client import Client, GroupStatus, LocalClient, options
 from pkpo_client.errors import InvalidArgument, PkpoError
 from pkpo_client.results import MaxAtK
 from pkpo_client.rollouts import Progress, Rollouts, RolloutsError, read_rollouts, size, write_records
@@ -111,10 +112,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Transforms random rewards again and again, one call at a time, and prints latency and throughput.",
     )
     _add_address(bench, "of the service (default: this process computes)")
-    bench.add_argument("--groups", type=int, default=1024, help="in a call (default: %(default)s)")
-    bench.add_argument("--samples", type=int, default=16, help="in a group (default: %(default)s)")
-    bench.add_argument("--k", type=int, default=8, help="(default: %(default)s)")
-    bench.add_argument("--seconds", type=float, default=3.0, help="to run for (default: %(default)s)")
+    bench.add_argument("--groups", type=_at_least_one, default=1024, help="in a call (default: %(default)s)")
+    bench.add_argument("--samples", type=_at_least_one, default=16, help="in a group (default: %(default)s)")
+    bench.add_argument("--k", type=_at_least_one, default=8, help="of the transform (default: %(default)s)")
+    bench.add_argument("--seconds", type=_seconds, default=3.0, help="to run for (default: %(default)s)")
     bench.set_defaults(run=_bench)
     return parser
 
@@ -123,7 +124,7 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="rollouts: .jsonl, .jsonl.gz or .parquet; - is standard input")
     parser.add_argument(
         "--group",
-        type=lambda names: names.split(","),
+        type=_columns,
         default=["prompt_id"],
         metavar="COLUMN,...",
         help="the columns that name a rollout's group (default: prompt_id)",
@@ -139,6 +140,27 @@ def _add_address(parser: argparse.ArgumentParser, meaning: str, default: str | N
         metavar="HOST:PORT",
         help=meaning + (f" (default: {default})" if default else "") + "; PKPO_ADDRESS sets it too",
     )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="to wait for the service (default: %(default)s)",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0")
+    return seconds
+
+
+def _columns(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _k_list(text: str) -> list[int]:
@@ -148,14 +170,24 @@ def _k_list(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} must be integers with commas between, such as 1,2,4") from None
 
 
-def _client(address: str | None) -> Client | LocalClient:
-    return LocalClient() if address is None else Client(address)
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def _client(arguments: argparse.Namespace) -> Client | LocalClient:
+    return Client(arguments.address, timeout=arguments.timeout) if arguments.address else LocalClient()
 
 
 def _transform(arguments: argparse.Namespace) -> None:
+    if arguments.k is None and arguments.variant not in options.WITHOUT_K:
+        raise RolloutsError(f"--k is needed for --variant {arguments.variant}")
     rollouts = _read(arguments, keep_records=True)
-    with _client(arguments.address) as client:
-        advantages = client.transform(
+    if any(arguments.advantage in record for record in rollouts.records):
+        raise RolloutsError(f"there is a column {arguments.advantage!r} already; name another with --advantage")
+    with _client(arguments) as client:
+        result = client.transform_detailed(
             rollouts.rewards,
             arguments.k,
             group_ids=rollouts.group_ids,
@@ -164,13 +196,24 @@ def _transform(arguments: argparse.Namespace) -> None:
             k_policy=arguments.k_policy,
             seed=arguments.seed,
         )
+    _say_statuses(result.group_statuses)
     write_records(
         (
             {**record, arguments.advantage: advantage}
-            for record, advantage in zip(rollouts.records, advantages.tolist(), strict=True)
+            for record, advantage in zip(rollouts.records, result.advantages.tolist(), strict=True)
         ),
         arguments.output,
     )
+
+
+def _say_statuses(statuses: NDArray[np.uint8]) -> None:
+    counts = np.bincount(statuses, minlength=len(GroupStatus))
+    for status, said in (
+        (GroupStatus.K_CLAMPED, "k was lowered in {} of {} groups"),
+        (GroupStatus.TOO_SMALL, "{} of {} groups are too small for any k, and got advantages of 0"),
+    ):
+        if counts[status]:
+            print("pkpo: " + said.format(counts[status], statuses.size), file=sys.stderr)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -183,7 +226,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         return
     measure = "pass@k" if np.isin(rollouts.rewards, (0.0, 1.0)).all() else "max@k"
     _print_table(
-        ("k", measure, "std. error", "prompts", "left out (n < k)"),
+        ("k", measure, "std. error", "groups", "left out (n < k)"),
         [
             [row["k"], _figure(row["estimate"]), _figure(row["standard_error"]), row["prompts"], row["left_out"]]
             for row in rows
@@ -203,7 +246,7 @@ def _mean_over_prompts(estimate: MaxAtK) -> dict[str, Any]:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    with Client(arguments.address) as client:
+    with Client(arguments.address, timeout=arguments.timeout) as client:
         info = client.server_info()
     limits = vars(info.limits)
     if arguments.json:
@@ -228,7 +271,7 @@ def _info(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     rewards = np.random.default_rng(0).random((arguments.groups, arguments.samples))
     seconds: list[float] = []
-    with _client(arguments.address) as client:
+    with _client(arguments) as client:
         client.transform(rewards, arguments.k)
         end = time.perf_counter() + arguments.seconds
         while not seconds or time.perf_counter() < end:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def read_rollouts(
         RolloutsError: the file, a line of it, or a needed library cannot be had; names the line and the column.
     """
     columns = [*group_columns, reward_column]
-    if path.endswith(".parquet"):
+    if _is_parquet(path):
         records = _parquet_records(path, None if keep_records else columns, progress)
     else:
         records = _json_records(path, progress)
@@ -79,7 +80,7 @@ def read_rollouts(
         if keep_records:
             kept.append(record)
     if not rewards:
-        raise RolloutsError(f"{path}: holds no rollouts")
+        raise RolloutsError(f"{_said(path)}: holds no rollouts")
     return Rollouts(group_ids, np.array(rewards), kept)
 
 
@@ -103,16 +104,28 @@ def _json_records(path: str, progress: Progress) -> Iterator[tuple[str, Mapping[
             progress.update(len(line))
             if line.isspace():
                 continue
-            place = f"{path}:{number}"
+            place = f"{_said(path)}:{number}"
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise RolloutsError(f"{place}: is not JSON: {error}") from error
+                raise RolloutsError(f"{place}: is not JSON: {error}{_hint(line)}") from error
             if not isinstance(record, dict):
                 raise RolloutsError(
                     f"{place}: is a JSON {type(record).__name__}; must be an object with a group and a reward"
                 )
             yield place, record
+
+
+def _said(path: str) -> str:
+    return "standard input" if path == "-" else path
+
+
+def _hint(line: bytes) -> str:
+    """What else a file may be whose first line is no JSON."""
+    for magic, kind, ending in ((b"PAR1", "Parquet", ".parquet"), (b"\x1f\x8b", "gzip", ".gz")):
+        if line.startswith(magic):
+            return f". It looks like {kind}: give it as a file named ...{ending}"
+    return ""
 
 
 @contextmanager
@@ -154,7 +167,7 @@ def size(path: str) -> int | None:
     """How much `read_rollouts` will tell its progress of, where that is known: bytes, or rows of Parquet."""
     if path == "-" or path.endswith(".gz"):
         return None
-    if path.endswith(".parquet"):
+    if _is_parquet(path):
         try:
             from pyarrow import parquet
 
@@ -167,28 +180,57 @@ def size(path: str) -> int | None:
 def write_records(records: Iterable[Mapping[str, Any]], path: str) -> None:
     """Writes records as JSON lines, or as Parquet where the path ends so; "-" is standard output.
 
+    A file that was there is replaced only once all is written.
+
     Raises:
-        RolloutsError: the file or a needed library cannot be had.
+        RolloutsError: the file or a needed library cannot be had, or a record does not fit the kind of file.
     """
+    if path == "-":
+        _write_lines(records, sys.stdout)
+        return
+    target = Path(path)
     try:
-        if path.endswith(".parquet"):
-            try:
-                import pyarrow as pa
-                from pyarrow import parquet
-            except ImportError as error:
-                raise RolloutsError(f"{path}: writing Parquet needs pyarrow: pip install 'pkpo[local]'") from error
-            parquet.write_table(pa.Table.from_pylist(list(records)), path)
-        elif path == "-":
-            _write_lines(records, sys.stdout)
-        else:
-            with gzip.open(path, "wt") if path.endswith(".gz") else Path(path).open("w") as file:
-                _write_lines(records, file)
-    except BrokenPipeError:
-        raise
+        if target.exists() and not target.is_file():  # a pipe or a device, which must not be replaced
+            _write_file(records, target)
+            return
+        part = target.with_name(f".part-{os.getpid()}-{target.name}")
+        try:
+            _write_file(records, part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise RolloutsError(f"{path}: {error.strerror or error}") from error
 
 
+def _write_file(records: Iterable[Mapping[str, Any]], path: Path) -> None:
+    if _is_parquet(path.name):
+        _write_parquet(records, path)
+    else:
+        with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
+            _write_lines(records, file)
+
+
+def _write_parquet(records: Iterable[Mapping[str, Any]], path: Path) -> None:
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise RolloutsError("writing Parquet needs pyarrow: pip install 'pkpo[local]'") from error
+    try:
+        parquet.write_table(pa.Table.from_pylist(list(records)), path)
+    except (pa.ArrowException, OverflowError, TypeError) as error:
+        raise RolloutsError(f"the records do not fit Parquet ({error}); write JSON lines instead") from error
+
+
 def _write_lines(records: Iterable[Mapping[str, Any]], file: IO[str] | io.TextIOBase) -> None:
-    for record in records:
-        file.write(json.dumps(record) + "\n")
+    for number, record in enumerate(records, 1):
+        try:
+            line = json.dumps(record, ensure_ascii=False)
+        except TypeError as error:
+            raise RolloutsError(f"rollout {number} does not fit JSON ({error}); write Parquet instead") from error
+        file.write(line + "\n")
+
+
+def _is_parquet(path: str) -> bool:
+    return path.lower().endswith((".parquet", ".pq"))

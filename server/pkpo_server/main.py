@@ -13,11 +13,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pkpo_server.settings import PROGRAM, WORKER_VARIABLE, InvalidSettings, read_settings
+PROGRAM = "pkpo-server"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `pkpo-server` and returns its exit status."""
+    try:
+        from pkpo_server.settings import WORKER_VARIABLE, InvalidSettings, read_settings
+    except ModuleNotFoundError as error:
+        print(f"{PROGRAM}: needs {error.name}: pip install 'pkpo[server]'", file=sys.stderr)
+        return 1
     # gRPC's C core writes lines of its own form to stderr, which is for one JSON object a line.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:

@@ -254,6 +254,8 @@ def _reserved(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         reservation = socket.socket(family, kind, protocol)
+        # Connections of a server that is gone linger on the port; gRPC's own sockets pass over them too.
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reservation.bind(address)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 import math
@@ -148,13 +149,17 @@ def test_bench_measures() -> None:
 @pytest.mark.parametrize(
     ("stdin", "arguments", "said"),
     [
-        ('{"prompt_id": "a"}', [], "-:1: no column 'reward'; it has 'prompt_id'"),
-        ('{"prompt_id": "a", "reward": 1}\nnonsense', [], "-:2: is not JSON"),
-        ("[1]", [], "-:1: is a JSON list; must be an object"),
-        ('{"prompt_id": "a", "reward": NaN}', [], "-:1: 'reward' is nan; must be a finite number"),
-        ('{"prompt_id": "a", "reward": "high"}', [], "-:1: 'reward' is 'high'; must be a finite number"),
-        ('{"prompt_id": [1], "reward": 1}', [], "-:1: 'prompt_id' is [1]; a group is named by a string or an integer"),
-        ("", [], "-: holds no rollouts"),
+        ('{"prompt_id": "a"}', [], "standard input:1: no column 'reward'; it has 'prompt_id'"),
+        ('{"prompt_id": "a", "reward": 1}\nnonsense', [], "standard input:2: is not JSON"),
+        ("[1]", [], "standard input:1: is a JSON list; must be an object"),
+        ('{"prompt_id": "a", "reward": NaN}', [], "standard input:1: 'reward' is nan; must be a finite number"),
+        ('{"prompt_id": "a", "reward": "high"}', [], "standard input:1: 'reward' is 'high'; must be a finite number"),
+        (
+            '{"prompt_id": [1], "reward": 1}',
+            [],
+            "standard input:1: 'prompt_id' is [1]; a group is named by a string or an integer",
+        ),
+        ("", [], "standard input: holds no rollouts"),
         ('{"prompt_id": "a", "reward": 1}', ["--k", "0"], "k[0]"),
         ('{"prompt_id": "a", "reward": 1}', ["--k", "1,x"], "'1,x' must be integers with commas between"),
     ],
@@ -176,7 +181,9 @@ def test_bad_input_says_where_and_what(stdin: str, arguments: list[str], said: s
             "/nowhere/out.jsonl: No such file",
         ),
         (["transform", "-", "--k", "9"], "k[0]: is 9 for group 0 of n = 3"),
-        (["transform", "-"], "k: is None"),
+        (["transform", "-"], "--k is needed for --variant sloo_minus_one"),
+        (["transform", "-", "--k", "1", "--advantage", "reward"], "there is a column 'reward' already"),
+        (["bench", "--groups", "-1"], "'-1' must be a whole number of at least 1"),
     ],
 )
 def test_what_cannot_be_done_says_why(arguments: list[str], said: str) -> None:
@@ -195,6 +202,43 @@ def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert name in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_what_does_not_fit_a_kind_of_file_leaves_the_old_one_alone(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
+    mixed = lines({**record, "note": note} for record, note in zip(RECORDS, [1, "x", 2, 3, 4, 5], strict=True))
+    output = tmp_path / "out.parquet"
+    output.write_text("precious")
+    done = run("transform", "-", "--k", "1", "--variant", "s", "--output", output, stdin=mixed)
+    assert done.returncode == 2
+    assert "the records do not fit Parquet" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert output.read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+
+
+def test_what_json_cannot_say_is_an_error(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
+    path = tmp_path / "when.parquet"
+    records = [{**record, "when": datetime.datetime(2026, 1, 1)} for record in RECORDS]
+    pytest.importorskip("pyarrow.parquet").write_table(arrow.Table.from_pylist(records), path)
+    done = run("transform", path, "--k", "1", "--variant", "s")
+    assert done.returncode == 2
+    assert "does not fit JSON" in done.stderr
+
+
+def test_a_clamped_k_is_said() -> None:
+    done = run("transform", "-", "--k", "3", "--k-policy", "clamp", stdin=lines(RECORDS))
+    assert done.returncode == 0
+    assert "k was lowered in 1 of 3 groups" in done.stderr
+    assert "1 of 3 groups are too small for any k, and got advantages of 0" in done.stderr
+
+
+@pytest.mark.parametrize(("content", "kind"), [(b"PAR1 and more\n", "Parquet"), (b"\x1f\x8b\x08 and more\n", "gzip")])
+def test_a_file_of_another_kind_is_recognised(tmp_path: Path, content: bytes, kind: str) -> None:
+    path = tmp_path / "rollouts.jsonl"
+    path.write_bytes(content)
+    assert f"It looks like {kind}" in run("evaluate", path).stderr
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:

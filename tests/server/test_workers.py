@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -209,3 +210,16 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_connections_of_a_server_that_is_gone_do_not_hold_the_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as before:
+        port = before.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as caller:
+            accepted, _ = before.accept()
+            accepted.close()  # first, so that it is this side's connection that lingers
+            assert caller.recv(1) == b""
+    with pytest.raises(OSError, match="in use"), socket.socket() as strict:
+        strict.bind(("127.0.0.1", port))
+    with LiveServer("--workers", "2", "--port", str(port)) as server:
+        assert server.address == f"127.0.0.1:{port}"

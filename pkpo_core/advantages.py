@@ -23,7 +23,7 @@ from pkpo_core.variants import GroupStatus, KPolicy, Scale, Variant
 _LARGEST_WORD = (1 << 64) - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Transformed:
     """The answer of `transform`.
 

@@ -21,7 +21,7 @@ from pkpo_core.weights import GapForm, distinct_rows, gap_form, maximum_law
 SAMPLES_AT_ONCE = 1 << 18  # between two checkpoints: some milliseconds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MaxAtK:
     """An estimate of max@k (pass@k for 0/1 rewards) of each group.
 

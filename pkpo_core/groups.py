@@ -16,7 +16,7 @@ from pkpo_core.layout import Layout
 LARGEST_REWARD = 1e100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RewardGroups:
     """The rewards of one or more groups, end to end, and where each group ends.
 

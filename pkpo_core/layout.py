@@ -11,7 +11,7 @@ import numpy as np
 from pkpo_core.arrays import Int64s
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Groups end to end: either all of one size, or each of its own.
 

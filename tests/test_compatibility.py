@@ -13,6 +13,8 @@ import pkpo_core
 from live_server import LiveServer
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_client import Client
+from pkpo_client.splitting import DEFAULT_LIMITS
+from pkpo_server.settings import read_settings
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RewardTransformService"]
 # Field 15000, which no version has: a number, and a message.
@@ -65,3 +67,8 @@ def test_unknown_fields_are_passed_over(newer_peer: str) -> None:
     assert (streamed[1].advantages == expected.advantages[::-1]).all()
     assert (estimated.values == expected.estimates[1].values).all()
     assert info.default_variant == "sloo_minus_one"
+
+
+def test_the_limits_a_client_assumes_are_those_a_server_has() -> None:
+    told = read_settings([])
+    assert {name: getattr(told, name) for name in vars(DEFAULT_LIMITS)} == vars(DEFAULT_LIMITS)

@@ -31,12 +31,11 @@ ANYWHERE = {
         "pydantic",
         "pydantic_settings",
         "structlog",
-        "uvloop",
     },
     "pkpo_client": {*BASE, "pkpo"},
 }
 # Imported only inside functions, by those who ask for it.
-WHEN_ASKED = {"pkpo_client": {"pkpo_core", "pyarrow", "tqdm", "torch", "jax", "ml_dtypes"}}
+WHEN_ASKED = {"pkpo_client": {"pkpo_core", "pyarrow", "tqdm"}}
 NEVER = {"pkpo_core": {"logging"}}
 
 

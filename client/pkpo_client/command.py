@@ -19,7 +19,7 @@ import pkpo
 from pkpo_client import Client, GroupStatus, LocalClient, options
 from pkpo_client.errors import InvalidArgument, PkpoError
 from pkpo_client.results import MaxAtK
-from pkpo_client.rollouts import Progress, Rollouts, RolloutsError, read_rollouts, size, write_records
+from pkpo_client.rollouts import Progress, Rollouts, RolloutsError, is_parquet, read_rollouts, size, write_records
 
 DEFAULT_ADDRESS = "localhost:50051"
 
@@ -300,7 +300,7 @@ def _progress(path: str) -> Iterator[Progress]:
     except ImportError:
         yield _NoProgress()
         return
-    unit = "rows" if path.endswith(".parquet") else "B"
+    unit = "rows" if is_parquet(path) else "B"
     with tqdm(total=size(path), unit=unit, unit_scale=True, desc=path, delay=1, leave=False, disable=None) as bar:
         yield bar
 

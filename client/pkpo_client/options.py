@@ -90,7 +90,9 @@ def integer(argument: str, value: Any, largest: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise refused(argument, f"is {value!r:.80}; must be an integer") from None
+        number = None
+    if number is None or isinstance(value, bool):
+        raise refused(argument, f"is {value!r:.80}; must be an integer")
     if not 0 <= number <= largest:
         raise refused(argument, f"is {number}; must be from 0 to {largest}")
     return number

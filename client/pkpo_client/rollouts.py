@@ -5,9 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import math
 import os
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_client.errors import PkpoError
+
+LARGEST_REWARD = 1e100
 
 
 class RolloutsError(PkpoError):
@@ -61,7 +63,7 @@ def read_rollouts(
         RolloutsError: the file, a line of it, or a needed library cannot be had; names the line and the column.
     """
     columns = [*group_columns, reward_column]
-    if _is_parquet(path):
+    if is_parquet(path):
         records = _parquet_records(path, None if keep_records else columns, progress)
     else:
         records = _json_records(path, progress)
@@ -87,14 +89,14 @@ def read_rollouts(
 def _group_id(record: Mapping[str, Any], columns: Sequence[str], place: str) -> Any:
     values = tuple(record[column] for column in columns)
     for column, value in zip(columns, values, strict=True):
-        if not isinstance(value, (str, int)):
+        if not isinstance(value, (str, int)) or isinstance(value, bool):
             raise RolloutsError(f"{place}: {column!r} is {value!r}; a group is named by a string or an integer")
     return values[0] if len(values) == 1 else values
 
 
 def _reward(value: Any, column: str, place: str) -> float:
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise RolloutsError(f"{place}: {column!r} is {value!r}; must be a finite number")
+    if not isinstance(value, (int, float)) or not abs(value) <= LARGEST_REWARD:  # false for NaN too
+        raise RolloutsError(f"{place}: {column!r} is {value!r:.40}; must be a number of magnitude at most 1e100")
     return float(value)
 
 
@@ -107,7 +109,7 @@ def _json_records(path: str, progress: Progress) -> Iterator[tuple[str, Mapping[
             place = f"{_said(path)}:{number}"
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RolloutsError(f"{place}: is not JSON: {error}{_hint(line)}") from error
             if not isinstance(record, dict):
                 raise RolloutsError(
@@ -139,7 +141,7 @@ def _opened(path: str) -> Iterator[Iterable[bytes]]:
         else:
             with Path(path).open("rb") as lines:
                 yield lines
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise RolloutsError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -163,11 +165,16 @@ def _parquet_records(
         raise RolloutsError(f"{path}: {error}") from error
 
 
+def is_parquet(path: str) -> bool:
+    """Whether a file is Parquet, by its name."""
+    return path.lower().endswith((".parquet", ".pq"))
+
+
 def size(path: str) -> int | None:
     """How much `read_rollouts` will tell its progress of, where that is known: bytes, or rows of Parquet."""
     if path == "-" or path.endswith(".gz"):
         return None
-    if _is_parquet(path):
+    if is_parquet(path):
         try:
             from pyarrow import parquet
 
@@ -204,7 +211,7 @@ def write_records(records: Iterable[Mapping[str, Any]], path: str) -> None:
 
 
 def _write_file(records: Iterable[Mapping[str, Any]], path: Path) -> None:
-    if _is_parquet(path.name):
+    if is_parquet(path.name):
         _write_parquet(records, path)
     else:
         with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
@@ -230,7 +237,3 @@ def _write_lines(records: Iterable[Mapping[str, Any]], file: IO[str] | io.TextIO
         except TypeError as error:
             raise RolloutsError(f"rollout {number} does not fit JSON ({error}); write Parquet instead") from error
         file.write(line + "\n")
-
-
-def _is_parquet(path: str) -> bool:
-    return path.lower().endswith((".parquet", ".pq"))

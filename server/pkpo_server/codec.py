@@ -22,7 +22,8 @@ from pkpo import packed
 from pkpo.packed import Part
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_core import GroupStatus, InvalidArgument, KPolicy, MaxAtK, RewardGroups, Scale, Variant, Violation
-from pkpo_server.refusal import MOST_VIOLATIONS, InvalidRequest
+from pkpo_core.errors import MOST_VIOLATIONS
+from pkpo_server.refusal import InvalidRequest
 
 Checkpoint = Callable[[], None]
 _Member = TypeVar("_Member")

@@ -33,7 +33,7 @@ from pkpo_server.settings import Settings
 
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-# Clients ping idle connections, every 30 s by default here; the library's default would hang up on those as abusers.
+# Our client pings every 20 s while calls are under way; the library's default would hang up on it as an abuser.
 LEAST_PING_INTERVAL_MS = 10_000
 # Our own pings find callers that vanished without a word, so that their streams do not stay open for hours.
 KEEPALIVE_TIME_MS = 60_000

@@ -44,7 +44,6 @@ REASONS = (
     "scale",
     "k_policy",
     "estimate_k",
-    "seed",
     "run_id",
     "overloaded",
     "starting",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from urllib.parse import quote
 
 import grpc
 from google.protobuf import any_pb2
@@ -21,12 +22,12 @@ from google.rpc import error_details_pb2, status_pb2
 
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_core import Violation
+from pkpo_core.errors import MOST_VIOLATIONS
 
 # Trailers beyond about 1 KB break in some proxies and clients; details travel in base64, beside the message.
-MOST_DETAIL_BYTES = 512
-LONGEST_MESSAGE = 160
+MOST_TRAILER_BYTES = 850
+LONGEST_MESSAGE = 120
 LONGEST_DESCRIPTION = 160
-MOST_VIOLATIONS = 8
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -54,17 +55,14 @@ class Refusal(Exception):
 
     def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         """The rich status (google.rpc.Status), and the pushback that retrying clients obey."""
-        details: list[any_pb2.Any] = []
-        if self.violations:
-            details.append(_packed(self._bad_request()))
-        if self.retry_after_ms:
-            info = error_details_pb2.RetryInfo()
-            info.retry_delay.FromMilliseconds(self.retry_after_ms)
-            details.append(_packed(info))
-        if not details:
+        if not self.violations and not self.retry_after_ms:
             return ()
-        status = status_pb2.Status(code=self.code.value[0], message=self.message, details=details)
-        trailers: tuple[tuple[str, str | bytes], ...] = ((STATUS_DETAILS_KEY, status.SerializeToString()),)
+        told = len(self.violations)
+        status = self._status(told)
+        while told > 1 and _bytes_on_the_wire(self.message, status) > MOST_TRAILER_BYTES:
+            told -= 1
+            status = self._status(told)
+        trailers: tuple[tuple[str, str | bytes], ...] = ((STATUS_DETAILS_KEY, status),)
         if self.retry_after_ms:
             trailers += ((PUSHBACK_KEY, str(self.retry_after_ms)),)
         return trailers
@@ -78,14 +76,20 @@ class Refusal(Exception):
             retry_after_ms=self.retry_after_ms,
         )
 
-    def _bad_request(self) -> error_details_pb2.BadRequest:
-        bad_request = error_details_pb2.BadRequest()
-        for violation in self.violations:
-            bad_request.field_violations.add(field=violation.field, description=violation.description)
-            if bad_request.ByteSize() > MOST_DETAIL_BYTES:
-                del bad_request.field_violations[-1]
-                break
-        return bad_request
+    def _status(self, told: int) -> bytes:
+        """google.rpc.Status with so many of the violations."""
+        details: list[any_pb2.Any] = []
+        if told:
+            bad_request = error_details_pb2.BadRequest()
+            for violation in self.violations[:told]:
+                bad_request.field_violations.add(field=violation.field, description=violation.description)
+            details.append(_packed(bad_request))
+        if self.retry_after_ms:
+            info = error_details_pb2.RetryInfo()
+            info.retry_delay.FromMilliseconds(self.retry_after_ms)
+            details.append(_packed(info))
+        status = status_pb2.Status(code=self.code.value[0], message=self.message, details=details)
+        return bytes(status.SerializeToString())
 
 
 class InvalidRequest(Refusal):
@@ -169,6 +173,11 @@ def _packed(message: error_details_pb2.BadRequest | error_details_pb2.RetryInfo)
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed
+
+
+def _bytes_on_the_wire(message: str, status: bytes) -> int:
+    # gRPC percent-encodes the message and sends binary metadata in base64.
+    return len(quote(message)) + len(status) * 4 // 3
 
 
 def _shortened(text: str, longest: int) -> str:

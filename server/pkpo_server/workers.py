@@ -253,6 +253,11 @@ def run_worker(role: str) -> int:
 def _reserved(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if port:
+            # Sharing a port is for our own workers: another server that listens on it must not be joined unseen.
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
         reservation = socket.socket(family, kind, protocol)
         # Connections of a server that is gone linger on the port; gRPC's own sockets pass over them too.
         reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

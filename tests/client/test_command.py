@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import gzip
 import json
 import math
+import os
+import pty
+import select
+import struct
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -151,9 +158,20 @@ def test_bench_measures() -> None:
     [
         ('{"prompt_id": "a"}', [], "standard input:1: no column 'reward'; it has 'prompt_id'"),
         ('{"prompt_id": "a", "reward": 1}\nnonsense', [], "standard input:2: is not JSON"),
+        ("[" * 100_000, [], "standard input:1: is not JSON"),
+        ('{"prompt_id": "a", "reward": 1' + "0" * 400 + "}", [], "must be a number of magnitude at most 1e100"),
+        ('{"prompt_id": true, "reward": 1}', [], "'prompt_id' is True; a group is named by a string or an integer"),
         ("[1]", [], "standard input:1: is a JSON list; must be an object"),
-        ('{"prompt_id": "a", "reward": NaN}', [], "standard input:1: 'reward' is nan; must be a finite number"),
-        ('{"prompt_id": "a", "reward": "high"}', [], "standard input:1: 'reward' is 'high'; must be a finite number"),
+        (
+            '{"prompt_id": "a", "reward": NaN}',
+            [],
+            "standard input:1: 'reward' is nan; must be a number of magnitude at most 1e100",
+        ),
+        (
+            '{"prompt_id": "a", "reward": "high"}',
+            [],
+            "standard input:1: 'reward' is 'high'; must be a number of magnitude at most 1e100",
+        ),
         (
             '{"prompt_id": [1], "reward": 1}',
             [],
@@ -196,8 +214,9 @@ def test_what_cannot_be_done_says_why(arguments: list[str], said: str) -> None:
 def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     whole = jsonl_gz(tmp_path).read_bytes()
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-20])
+    (tmp_path / "corrupt.jsonl.gz").write_bytes(whole[:30] + bytes(reversed(whole[30:-8])) + whole[-8:])
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing PAR1")
-    for name in ("cut.jsonl.gz", "bad.parquet"):
+    for name in ("cut.jsonl.gz", "corrupt.jsonl.gz", "bad.parquet"):
         done = run("evaluate", tmp_path / name)
         assert done.returncode == 2
         assert name in done.stderr
@@ -248,3 +267,23 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+def test_a_long_file_shows_a_bar_on_a_terminal() -> None:
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "pkpo_client.command", "evaluate", "-", "--k", "1"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=terminal) as process:
+        os.close(terminal)
+        assert process.stdin is not None
+        shown = b""
+        deadline = time.monotonic() + 60
+        while b"B/s" not in shown and time.monotonic() < deadline:
+            process.stdin.write(lines(RECORDS).encode() * 1000)
+            process.stdin.flush()
+            if select.select([ours], [], [], 0.05)[0]:
+                shown += os.read(ours, 4096)
+        process.stdin.close()
+    os.close(ours)
+    assert b"B/s" in shown
+    assert process.returncode == 0

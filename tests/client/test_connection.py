@@ -24,6 +24,7 @@ from live_server import LiveServer
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc
 from pkpo_client import AsyncClient, Client, ClientClosed, DeadlineExceeded, InvalidArgument, LocalClient
+from pkpo_client.channel import Endpoint
 
 ROWS = np.random.default_rng(3).random((3, 6))
 
@@ -328,3 +329,12 @@ def test_calls_of_a_client_are_balanced_over_all_addresses(local: LocalClient) -
                 client.transform(ROWS, 3)
         for each in (one, other):
             assert any("Transform" in name and value >= 5 for name, value in each.metrics().items())
+
+
+def test_what_the_page_says_of_times_is_what_channels_are_told() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+    told = dict(Endpoint("localhost:50051")._options())
+    noticed = (told["grpc.keepalive_time_ms"] + told["grpc.keepalive_timeout_ms"]) // 1000
+    assert f"within {noticed} s" in page
+    assert f"within {told['grpc.max_reconnect_backoff_ms'] // 1000} s" in page
+    assert told["grpc.http2.max_pings_without_data"] == 0

@@ -71,7 +71,8 @@ def test_the_quadrature_agrees_with_a_difference_quotient() -> None:
     step = 1e-4
 
     def expected_reward(theta: float) -> float:
-        return float(np.trapezoid(x * x * normal_density((x - theta) / SIGMA) / SIGMA, x))
+        y = x * x * normal_density((x - theta) / SIGMA) / SIGMA
+        return float(((y[1:] + y[:-1]) * np.diff(x)).sum() / 2)
 
     quotient = (expected_reward(THETA + step) - expected_reward(THETA - step)) / (2 * step)
     assert true_gradient(1) == pytest.approx(quotient, rel=1e-6)

@@ -223,3 +223,12 @@ def test_connections_of_a_server_that_is_gone_do_not_hold_the_port() -> None:
         strict.bind(("127.0.0.1", port))
     with LiveServer("--workers", "2", "--port", str(port)) as server:
         assert server.address == f"127.0.0.1:{port}"
+
+
+def test_two_supervisors_do_not_share_a_port_unseen() -> None:
+    with LiveServer("--workers", "2") as first:
+        port = first.address.rpartition(":")[2]
+        second = LiveServer("--workers", "2", "--port", port, wait=False)
+        with second:
+            assert second.process.wait(60) == 1
+        assert "in use" in second.log_lines("failed")[0]["message"]

@@ -119,6 +119,9 @@ class AsyncClient(Remote):
         self._learn_version(await call.initial_metadata())
         return method.answer(work, response)
 
+    def _is_connected(self) -> bool:
+        return self._connected().is_ready()
+
     def _connected(self) -> _Connection:
         connection = self._connection
         if connection is None:

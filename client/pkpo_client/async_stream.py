@@ -54,7 +54,7 @@ class AsyncStream(Generic[ArrayT]):
         with self._clock.going():
             while not self._window.head_is_done:
                 await self._receive_arrived()
-                self._give_up_overdue()
+                self._client._give_up_overdue(self._window, self._clock.now())
                 if await self._do_next() or self._window.head_is_done:
                     continue
                 if await self._pull():
@@ -188,18 +188,6 @@ class AsyncStream(Generic[ArrayT]):
             await asyncio.wait(awaited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         else:
             await asyncio.sleep(seconds or 0.0)
-
-    def _give_up_overdue(self) -> None:
-        overdue = self._window.overdue()
-        if not overdue:
-            return
-        connected = not self._window.broken and self._client._connected().is_ready()
-        if not connected and self._client._engine is not None:
-            self._client._outage.begin(self._clock.now() - overdue[0].started)
-            self._window.recall()
-            return
-        for item in overdue:
-            self._window.give_up(item, self._client._late(self._clock.now() - item.started, connected))
 
     async def _finish(self) -> None:
         call, self._call = self._call, None

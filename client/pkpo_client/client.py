@@ -115,6 +115,9 @@ class Client(Remote):
         self._learn_version(call.initial_metadata())
         return method.answer(work, response)
 
+    def _is_connected(self) -> bool:
+        return self._connected().is_ready()
+
     def _connected(self) -> _Connection:
         connection = self._connection
         if connection is None:

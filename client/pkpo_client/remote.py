@@ -27,6 +27,7 @@ from pkpo_client.options import Defaults
 from pkpo_client.outage import Outage, logger
 from pkpo_client.results import Limits
 from pkpo_client.splitting import DEFAULT_LIMITS, LARGEST_MESSAGE_BYTES
+from pkpo_client.window import Window
 from pkpo_client.work import Info, ServerLimits, Work
 
 #: What a probe may end with that the service itself did not say.
@@ -181,6 +182,23 @@ class Remote:
     def _probe(self) -> None:
         """Asks in the background whether the service is back, if nobody is asking."""
         raise NotImplementedError
+
+    def _is_connected(self) -> bool:
+        """Whether there is a connection to the service just now."""
+        raise NotImplementedError
+
+    def _give_up_overdue(self, window: Window, now: float) -> None:
+        """Ends what a stream has waited for too long: computed here while the service is away, else an error."""
+        overdue = window.overdue()
+        if not overdue:
+            return
+        connected = not window.broken and self._is_connected()
+        if not connected and self._engine is not None:
+            self._outage.begin(now - overdue[0].started)
+            window.recall()
+            return
+        for item in overdue:
+            window.give_up(item, self._late(now - item.started, connected))
 
     def _error(self, failure: Any, waited: float, connected: bool) -> PkpoError:
         """The error of a call that gRPC says failed."""

@@ -51,7 +51,7 @@ class Stream(Generic[ArrayT]):
         with self._clock.going():
             while not self._window.head_is_done:
                 self._receive_arrived()
-                self._give_up_overdue()
+                self._client._give_up_overdue(self._window, self._clock.now())
                 if self._do_next() or self._window.head_is_done:
                     continue
                 if self._batches is not None and self._window.has_room:
@@ -161,18 +161,6 @@ class Stream(Generic[ArrayT]):
         error = self._client._error(event, self._clock.now(), True)
         error.__cause__ = event
         self._window.end(error)
-
-    def _give_up_overdue(self) -> None:
-        overdue = self._window.overdue()
-        if not overdue:
-            return
-        connected = not self._window.broken and self._client._connected().is_ready()
-        if not connected and self._client._engine is not None:
-            self._client._outage.begin(self._clock.now() - overdue[0].started)
-            self._window.recall()
-            return
-        for item in overdue:
-            self._window.give_up(item, self._client._late(self._clock.now() - item.started, connected))
 
     def _finish(self) -> None:
         if self._call is not None:

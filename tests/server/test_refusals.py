@@ -168,6 +168,9 @@ def test_a_bad_estimate_names_the_field(stub: Any, name: str) -> None:
         lambda: transform(estimate_k=[0] * 32),
         lambda: transform(run_id="\U0001f600" * 10_000),
         lambda: transform(run_id="%" * 10_000),
+        lambda: transform(variant=99, scale=9, k_policy=9, groups=groups(np.zeros(80), sizes=[2**32 - 1] * 8)),
+        lambda: transform(variant=99, scale=9, k_policy=9, estimate_k=[0] * 32, run_id="%" * 10_000),
+        lambda: transform(variant=-99, scale=-9, k_policy=-9, estimate_k=[0] * 32, run_id="\U0001f600" * 10_000),
     ],
 )
 def test_thousands_of_offenders_fit_the_trailers(stub: Any, request_of: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
 from pkpo_server.refusal import Overloaded
 
 
@@ -15,6 +18,8 @@ class Admission:
     def __init__(self, most: int) -> None:
         self._most = most
         self._open = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     def enter(self) -> None:
         """Lets one call in. Raises Overloaded where no more are taken."""
@@ -23,7 +28,15 @@ class Admission:
                 f"{self._open} calls are open; at most max_concurrent_rpcs = {self._most} are taken at once"
             )
         self._open += 1
+        self._empty.clear()
 
     def leave(self) -> None:
         """One call is over."""
         self._open -= 1
+        if not self._open:
+            self._empty.set()
+
+    async def empty(self, seconds: float) -> None:
+        """Returns once no call is open, or so many seconds have passed."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), seconds)

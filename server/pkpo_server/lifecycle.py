@@ -35,6 +35,9 @@ HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 # Our client pings every 20 s while calls are under way; the library's default would hang up on it as an abuser.
 LEAST_PING_INTERVAL_MS = 10_000
+# gRPC closes a connection that it has said goodbye on with its last call. What the caller still sends then resets it,
+# and the end of a large answer is lost. So goodbye is said only when all is answered, and the answers have left.
+LINGER_SECONDS = 0.25
 # Our own pings find callers that vanished without a word, so that their streams do not stay open for hours.
 KEEPALIVE_TIME_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
@@ -86,9 +89,8 @@ class Server:
             max_estimate_k=settings.max_estimate_k,
         )
         self._means = Means(limits, self._computation, Metrics(registry, settings.max_run_ids), self._refusals)
-        self._servicer = RewardTransformServicer(
-            self._means, Admission(settings.max_concurrent_rpcs), settings.stream_in_flight
-        )
+        self._admission = Admission(settings.max_concurrent_rpcs)
+        self._servicer = RewardTransformServicer(self._means, self._admission, settings.stream_in_flight)
 
     async def run(self) -> int:
         """Serves until told to stop, and returns the exit status.
@@ -185,7 +187,9 @@ class Server:
         self._log.info("draining", signal=signal_name, drain_seconds=self._settings.drain_seconds)
         health.drain()
         self._servicer.drain()
-        await server.stop(self._settings.drain_seconds)
+        await self._admission.empty(self._settings.drain_seconds)
+        await asyncio.sleep(LINGER_SECONDS)
+        await server.stop(None)
         self._computation.stop()
         self._refusals.flush()
         signals.ignore()

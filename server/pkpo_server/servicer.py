@@ -70,7 +70,7 @@ class RewardTransformServicer:
         self._ready = True
 
     def drain(self) -> None:
-        """Open streams read no more messages, and end when those received are answered."""
+        """New calls are refused; open streams read no more messages, and end when those received are answered."""
         self._draining = True
         for stream in self._streams:
             stream.drain()
@@ -117,14 +117,15 @@ class RewardTransformServicer:
         caller = _caller(STREAM_MESSAGE.method, context)
         try:
             with self._admitted(caller):
-                if self._draining:
-                    raise Draining
                 await _greet(context, caller)
                 stream = Stream(context, self._means, caller, self._stream_in_flight)
                 self._streams.add(stream)
                 self._means.metrics.open_streams.inc()
                 try:
                     await stream.serve()
+                except Draining as refusal:
+                    log_refusal(refusal, caller, self._means)
+                    raise
                 finally:
                     self._means.metrics.open_streams.dec()
                     self._streams.discard(stream)
@@ -133,13 +134,13 @@ class RewardTransformServicer:
             raise
         except Exception as error:
             failure = refusal_of(error, caller, self._means)
-            if isinstance(failure, Draining):
-                log_refusal(failure, caller, self._means)
         await _abort(context, caller, failure)
 
     @contextmanager
     def _admitted(self, caller: Caller) -> Iterator[None]:
         try:
+            if self._draining:
+                raise Draining
             if not self._ready:
                 raise NotReady
             self._admission.enter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,7 +51,7 @@ class Compute:
     work: Work
 
 
-class Remote:
+class Remote(ABC):
     """A client of a service.
 
     Args:
@@ -179,13 +180,13 @@ class Remote:
         self._limits = replace(limits, max_message_bytes=min(limits.max_message_bytes, LARGEST_MESSAGE_BYTES))
         return self._limits
 
+    @abstractmethod
     def _probe(self) -> None:
         """Asks in the background whether the service is back, if nobody is asking."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_connected(self) -> bool:
         """Whether there is a connection to the service just now."""
-        raise NotImplementedError
 
     def _give_up_overdue(self, window: Window, now: float) -> None:
         """Ends what a stream has waited for too long: computed here while the service is away, else an error."""

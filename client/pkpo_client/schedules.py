@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from pkpo_client.errors import refused
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(ABC):
     """A k for every training step from 0 on."""
 
     def __call__(self, training_step: int) -> int:
@@ -33,8 +34,8 @@ class Schedule:
         """
         return self._k(_integer("training_step", training_step, 0))
 
-    def _k(self, step: int) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def _k(self, step: int) -> int: ...
 
 
 @dataclass(frozen=True)

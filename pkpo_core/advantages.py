@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numba import types
 from numpy.typing import ArrayLike, NDArray
 
 from pkpo_core import gap, maxima
 from pkpo_core.arrays import Float64s
+from pkpo_core.compilation import kernel, reads
 from pkpo_core.errors import MOST_VIOLATIONS, InvalidArgument, Violation, refuse_any
 from pkpo_core.estimates import SAMPLES_AT_ONCE, MaxAtK, estimated_k, fill_estimates, run_on
 from pkpo_core.groups import RewardGroups, is_whole
 from pkpo_core.k_range import legal_k
-from pkpo_core.kernels import mark_no_signal
 from pkpo_core.order import sorting_order
 from pkpo_core.subsets import Numbering
-from pkpo_core.variants import GroupStatus, KPolicy, Scale, Variant
+from pkpo_core.variants import KPolicy, Scale, Variant
 
 _LARGEST_WORD = (1 << 64) - 1
+_ROUNDED_TO_0 = 2.0**-150  # half the smallest float32, and what is smaller
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,27 +91,23 @@ def transform(
         _refuse_other_than_0_and_1(rewards)
 
     advantages = np.empty(rewards.size)
+    negligible = 0.0 if groups.rewards.dtype == np.float64 else _ROUNDED_TO_0
     checkpoint = checkpoint or run_on
     for part in groups.layout.parts(SAMPLES_AT_ONCE):
         checkpoint()
-        layout, part_k = part.layout, legal.k[part.groups]
-        part_rewards, out = rewards[part.samples], advantages[part.samples]
-        if estimates or variant not in maxima.VARIANTS:
-            order = sorting_order(layout, part_rewards)
+        layout, part_k, part_rewards = part.layout, legal.of(part.groups), rewards[part.samples]
+        answer = gap.Answer(advantages[part.samples], legal.statuses[part.groups], negligible)
+        order = sorting_order(layout, part_rewards, layout.groups) if estimates else None
         if variant in maxima.VARIANTS:
             numbers = Numbering(seed, first_group + part.groups.start)
-            maxima.fill_advantages(layout, part_rewards, part_k, variant, scale, numbers, checkpoint, out)
+            maxima.fill_advantages(layout, part_rewards, part_k, variant, scale, numbers, checkpoint, answer)
         else:
-            gap.fill_advantages(layout, part_rewards, order, part_k, variant, scale, out)
-        if estimates:
+            gap.fill_advantages(layout, part_rewards, order, part_k, variant, scale, answer)
+        if order is not None:
             fill_estimates(layout, part_rewards, order, estimates, part.groups)
 
     rounded = _rounded(advantages, groups.rewards.dtype)
-    no_signal = np.empty(groups.number_of_groups, np.bool_)
-    mark_no_signal(rewards, rounded, groups.offsets, no_signal)
-    statuses = legal.statuses
-    statuses[no_signal & (statuses != GroupStatus.TOO_SMALL)] = GroupStatus.NO_SIGNAL
-    return Transformed(rounded if shape is None else rounded.reshape(shape), statuses, estimates)
+    return Transformed(rounded if shape is None else rounded.reshape(shape), legal.statuses, estimates)
 
 
 def _option_violations(
@@ -124,12 +122,19 @@ def _option_violations(
 
 
 def _refuse_other_than_0_and_1(rewards: Float64s) -> None:
-    legal = (rewards == 0.0) | (rewards == 1.0)
-    if not legal.all():
+    if _number_of_0_and_1(rewards) < rewards.size:
         refuse_any(
             Violation(f"groups.rewards[{i}]", f"is {rewards[i]}; binary takes rewards of exactly 0 or 1")
-            for i in np.flatnonzero(~legal)[:MOST_VIOLATIONS]
+            for i in np.flatnonzero((rewards != 0.0) & (rewards != 1.0))[:MOST_VIOLATIONS]
         )
+
+
+@kernel(types.int64(reads(types.float64)))
+def _number_of_0_and_1(rewards: Float64s) -> int:
+    number = 0
+    for i in range(rewards.size):
+        number += (rewards[i] == 0.0) | (rewards[i] == 1.0)
+    return number
 
 
 def _rounded(advantages: Float64s, dtype: np.dtype[Any]) -> NDArray[Any]:

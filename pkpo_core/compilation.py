@@ -8,12 +8,12 @@ for, outputs are not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias
 
 import numba
 from numba import config, types
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Kernel: TypeAlias = Callable[..., Any]
 
 
 def reads(scalar: Any) -> Any:
@@ -26,10 +26,10 @@ def writes(scalar: Any) -> Any:
     return types.Array(scalar, 1, "C")
 
 
-def inlined(function: Function) -> Function:
+def inlined(function: Kernel) -> Kernel:
     """A part of kernels, compiled with them."""
     try:
-        dispatcher: Function = numba.njit(function, nogil=True, cache=True, error_model="numpy")
+        dispatcher: Kernel = numba.njit(function, nogil=True, cache=True, error_model="numpy")
     except RuntimeError:  # numba finds no place it may write a cache to: compile anew in each process
         dispatcher = numba.njit(function, nogil=True, error_model="numpy")
     return dispatcher
@@ -63,12 +63,12 @@ class _Kernel:
 _kernels: list[_Kernel] = []
 
 
-def kernel(*signatures: Any) -> Callable[[Function], Function]:
+def kernel(*signatures: Any) -> Callable[[Kernel], Kernel]:
     """Makes a function a kernel with the given signatures, compiled at its first call or by `compile_kernels`."""
 
-    def made(function: Function) -> Function:
+    def made(function: Kernel) -> Kernel:
         _kernels.append(_Kernel(function, signatures))
-        return cast(Function, _kernels[-1])
+        return _kernels[-1]
 
     return made
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pkpo_core.arrays import Float64s, Int64s
+from pkpo_core.arrays import Float64s, Int64s, Positions
 from pkpo_core.errors import InvalidArgument, Violation, refuse_any
 from pkpo_core.groups import RewardGroups
 from pkpo_core.k_range import k_values
@@ -79,7 +79,8 @@ def estimate(
     for part in groups.layout.parts(SAMPLES_AT_ONCE):
         checkpoint()
         part_rewards = rewards[part.samples]
-        fill_estimates(part.layout, part_rewards, sorting_order(part.layout, part_rewards), estimates, part.groups)
+        order = sorting_order(part.layout, part_rewards, part.layout.groups)
+        fill_estimates(part.layout, part_rewards, order, estimates, part.groups)
     return estimates
 
 
@@ -89,38 +90,52 @@ def estimated_k(field: str, k: ArrayLike) -> list[int]:
     Raises:
         InvalidArgument: not integers of at least 1; names `field[i]`.
     """
+    if isinstance(k, tuple) and not k:
+        return []
     values: list[int] = k_values(field, k).tolist()
     refuse_any(Violation(f"{field}[{i}]", "is 0; must be at least 1") for i, value in enumerate(values) if value == 0)
     return values
 
 
 def fill_estimates(
-    layout: Layout, rewards: Float64s, order: Int64s, estimates: tuple[MaxAtK, ...], groups: slice
+    layout: Layout, rewards: Float64s, order: Positions, estimates: tuple[MaxAtK, ...], groups: slice
 ) -> None:
     """Fills the given groups of each estimate from their sorted rewards."""
-    sizes = layout.sizes
     for estimate in estimates:
         k = estimate.k
-        rows = distinct_rows(sizes, np.where(sizes >= k, k, 0))
-        laws = [maximum_law(n, k) for n, _ in rows.pairs]
-        centered = [_centered(n, k) for n, _ in rows.pairs]
+        values, errors = estimate.values[groups], estimate.standard_errors[groups]
+        rows = distinct_rows(layout, _k_within(layout, k))
+        if rows.groups.size < layout.number_of_groups:
+            values[:] = errors[:] = np.nan
+            if rows.groups.size == 0:
+                continue
+        centered = rows.joined_form([_centered(n, k) for n, _ in rows.pairs])
         maximum_estimates(
             rewards,
             order,
             layout.offsets,
-            k,
+            rows.groups,
+            np.uint64(k),
             rows.row,
             rows.starts,
-            rows.joined([law.above for law in laws]),
-            rows.joined([form.first for form in centered]),
-            rows.joined([form.step for form in centered]),
-            estimate.values[groups],
-            estimate.standard_errors[groups],
+            rows.joined([maximum_law(n, k).above for n, _ in rows.pairs]),
+            centered.first,
+            centered.step,
+            values,
+            errors,
         )
+
+
+def _k_within(layout: Layout, k: int) -> int | Int64s:
+    """k where groups have as many samples, 0 where they have not."""
+    n = layout.uniform_size
+    if n is not None:
+        return k if n >= k else 0
+    return np.where(layout.sizes >= k, k, 0)
 
 
 def _centered(n: int, k: int) -> GapForm:
     if k < n:
         return gap_form(Variant.CENTERED, n, k, Scale.SUM)
     unused = np.zeros(n - 1)
-    return GapForm(0.0, unused, unused)
+    return GapForm.of(0.0, unused, unused)

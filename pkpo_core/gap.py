@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from pkpo_core.arrays import Float64s, Int64s
-from pkpo_core.kernels import gap_advantages, standardised_advantages
+from pkpo_core.arrays import Float64s, Int64s, Positions, Statuses
+from pkpo_core.kernels import gap_advantages, small_gap_advantages, standardised_advantages
 from pkpo_core.layout import Layout
+from pkpo_core.order import by_size, largest_side_by_side, order_by_numpy, sorting_order
 from pkpo_core.variants import Scale, Variant
 from pkpo_core.weights import distinct_rows, gap_form, maximum_law
 
@@ -15,29 +18,65 @@ GRPO_EPSILON = 1e-6  # verl's
 STANDARDISED = (Variant.PASSK_ANALYTIC, Variant.GRPO)
 
 
+@dataclass(slots=True)
+class Answer:
+    """What the advantages of a batch or a part of one are written to.
+
+    Attributes:
+        advantages: shape (rewards,).
+        statuses: shape (groups,); raised to NO_SIGNAL where a group has none.
+        negligible: the largest magnitude of an advantage that is rounded to 0 in the end.
+    """
+
+    advantages: Float64s
+    statuses: Statuses
+    negligible: float = 0.0
+
+
 def fill_advantages(
-    layout: Layout, rewards: Float64s, order: Int64s, k: Int64s, variant: Variant, scale: Scale, out: Float64s
+    layout: Layout,
+    rewards: Float64s,
+    order: Positions | None,
+    k: int | Int64s,
+    variant: Variant,
+    scale: Scale,
+    answer: Answer,
 ) -> None:
-    """Fills `out` with the advantages of a sorted variant.
+    """Fills in the advantages of a sorted variant.
 
     Args:
         layout: where each group begins and ends.
         rewards: shape (rewards,).
-        order: shape (rewards,), from `sorting_order`.
-        k: shape (groups,), legal for the variant; 0 where a group has none, whose advantages are 0.
+        order: of all groups, from `sorting_order`; where None, what must be sorted is sorted here.
+        k: one for all groups or shape (groups,), legal for the variant; 0 where a group has none, whose advantages
+            are 0.
         variant: a sorted variant.
         scale: SUM or MEAN.
-        out: shape (rewards,).
+        answer: to be filled in.
     """
-    rows = distinct_rows(layout.sizes, k)
-    forms = [gap_form(variant, n, k, scale) for n, k in rows.pairs]
-    first = rows.joined([form.first for form in forms])
-    step = rows.joined([form.step for form in forms])
-    groups = (rewards, order, layout.offsets, rows.row, rows.starts)
+    rows = distinct_rows(layout, k)
+    groups = rows.groups
+    if groups.size < layout.number_of_groups:
+        answer.advantages[:] = 0.0
+        if groups.size == 0:
+            return
+    form = rows.joined_form([gap_form(variant, n, k, scale) for n, k in rows.pairs])
+    table = (rows.row, rows.starts)
+    filled = (answer.negligible, answer.advantages, answer.statuses)
     if variant not in STANDARDISED:
-        anchor = np.array([form.anchor for form in forms], np.float64)
-        gap_advantages(*groups, anchor, first, step, out)
+        weights = (form.anchor, form.from_zero, form.first, form.step)
+        if order is None:
+            left = np.zeros(layout.number_of_groups, np.bool_)
+            groups = by_size(layout, groups)
+            largest = largest_side_by_side(layout)
+            if not small_gap_advantages(rewards, layout.offsets, groups, largest, *table, *weights, *filled, left):
+                return
+            groups = np.flatnonzero(left).view(np.uint64)
+            order = order_by_numpy(layout, rewards, groups)
+        gap_advantages(rewards, order, layout.offsets, groups, *table, *weights, *filled)
         return
+    if order is None:
+        order = sorting_order(layout, rewards, groups)
     grpo = variant is Variant.GRPO
     laws = [maximum_law(n, 1 if grpo else k) for n, k in rows.pairs]
     # GRPO divides by the sample deviation: n / (n - 1) times the variance of one sample drawn from the group.
@@ -45,5 +84,8 @@ def fill_advantages(
         [law.at_most * (n / (n - 1)) if grpo else law.at_most for law, (n, _) in zip(laws, rows.pairs, strict=True)]
     )
     above = rows.joined([law.above for law in laws])
-    lowest = np.array([law.lowest for law in laws], np.int64)
-    standardised_advantages(*groups, first, step, at_most, above, lowest, GRPO_EPSILON if grpo else 0.0, out)
+    lowest = np.array([law.lowest for law in laws], np.uint64)
+    epsilon = GRPO_EPSILON if grpo else 0.0
+    standardised_advantages(
+        rewards, order, layout.offsets, groups, *table, form.first, form.step, at_most, above, lowest, epsilon, *filled
+    )

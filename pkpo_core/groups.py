@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import TypeGuard
 
 import numpy as np
+from numba import types
 from numpy.typing import ArrayLike, NDArray
 
-from pkpo_core.arrays import Float64s, Int64s
+from pkpo_core.arrays import Float64s, Int64s, Positions
+from pkpo_core.compilation import kernel, reads
 from pkpo_core.errors import MOST_VIOLATIONS, InvalidArgument, Violation, refuse_any
-from pkpo_core.layout import Layout
+from pkpo_core.layout import Layout, layout_of
 
 LARGEST_REWARD = 1e100
 
@@ -25,6 +26,9 @@ class RewardGroups:
         group_sizes: the size of every group, or one size per group, shape (groups,), any integer dtype. Sizes are at
             least 1; one size divides the number of rewards, several add up to it.
 
+    Attributes:
+        layout: where each group begins and ends.
+
     Raises:
         InvalidArgument: a rule above is broken; names `groups.rewards[i]`, `groups.group_size` or
             `groups.group_sizes[i]`.
@@ -32,6 +36,7 @@ class RewardGroups:
 
     rewards: Float64s | NDArray[np.float32]
     group_sizes: int | NDArray[np.integer]
+    layout: Layout = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         rewards = self.rewards
@@ -43,12 +48,14 @@ class RewardGroups:
             raise InvalidArgument.of("groups.rewards", "is empty; must hold at least one reward")
         self._check_sizes()
         largest = np.float64(LARGEST_REWARD) if rewards.dtype == np.float64 else np.finfo(np.float32).max
-        legal = np.abs(rewards) <= largest  # false for NaN too
-        if not legal.all():
+        if _number_within(np.ascontiguousarray(rewards, np.float64), largest) < rewards.size:
             refuse_any(
                 Violation(f"groups.rewards[{i}]", f"is {rewards[i]}; must be finite and of magnitude at most 1e100")
-                for i in np.flatnonzero(~legal)[:MOST_VIOLATIONS]
+                for i in np.flatnonzero(~(np.abs(rewards) <= largest))[:MOST_VIOLATIONS]
             )
+        sizes = self.group_sizes
+        layout = layout_of(rewards.size, sizes.astype(np.int64) if isinstance(sizes, np.ndarray) else int(sizes))
+        object.__setattr__(self, "layout", layout)
 
     def _check_sizes(self) -> None:
         total = self.rewards.size
@@ -89,12 +96,6 @@ class RewardGroups:
             rows = rows.astype(np.float64)
         return cls(np.ascontiguousarray(rows).reshape(-1), rows.shape[1])
 
-    @cached_property
-    def layout(self) -> Layout:
-        """Where each group begins and ends."""
-        sizes = self.group_sizes
-        return Layout(self.rewards.size, sizes.astype(np.int64) if isinstance(sizes, np.ndarray) else int(sizes))
-
     @property
     def number_of_groups(self) -> int:
         """How many groups there are."""
@@ -106,7 +107,7 @@ class RewardGroups:
         return self.layout.sizes
 
     @property
-    def offsets(self) -> Int64s:
+    def offsets(self) -> Positions:
         """Where each group begins, and where the last one ends, shape (groups + 1,)."""
         return self.layout.offsets
 
@@ -115,9 +116,17 @@ class RewardGroups:
         return f"groups.group_sizes[{group}]" if isinstance(self.group_sizes, np.ndarray) else "groups.group_size"
 
 
+@kernel(types.int64(reads(types.float64), types.float64))
+def _number_within(rewards: Float64s, largest: float) -> int:
+    within = 0
+    for i in range(rewards.size):
+        within += abs(rewards[i]) <= largest  # which NaN is not
+    return within
+
+
 def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value is an integer, of Python or NumPy."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, (int, np.integer)) and not isinstance(value, bool))
 
 
 def _described(value: object) -> str:

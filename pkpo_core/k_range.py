@@ -9,9 +9,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pkpo_core.arrays import Int64s
+from pkpo_core.arrays import Int64s, Statuses
 from pkpo_core.errors import MOST_VIOLATIONS, InvalidArgument, Violation, refuse_any
-from pkpo_core.groups import RewardGroups
+from pkpo_core.groups import RewardGroups, is_whole
 from pkpo_core.variants import VARIANTS, GroupStatus, KPolicy, Variant
 
 MOST_BOOTSTRAP_SAMPLES = 1 << 24
@@ -28,17 +28,21 @@ _PARTITIONED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LegalK:
     """The k each group is transformed with.
 
     Attributes:
-        k: int64, shape (groups,); 0 where no k is legal.
+        k: one for all groups, or int64, shape (groups,); 0 where no k is legal.
         statuses: uint8, shape (groups,): FINE, K_CLAMPED or TOO_SMALL.
     """
 
-    k: Int64s
-    statuses: NDArray[np.uint8]
+    k: int | Int64s
+    statuses: Statuses
+
+    def of(self, groups: slice) -> int | Int64s:
+        """The k of some of the groups."""
+        return self.k[groups] if isinstance(self.k, np.ndarray) else self.k
 
 
 def legal_k(groups: RewardGroups, k: ArrayLike | None, variant: Variant, policy: KPolicy) -> LegalK:
@@ -48,17 +52,22 @@ def legal_k(groups: RewardGroups, k: ArrayLike | None, variant: Variant, policy:
         InvalidArgument: the count of k is neither 1 nor the number of groups; a k is 0 or, under STRICT, outside the
             variant's range; names `k[i]`, or the group's size where it has no legal k.
     """
+    number, size = groups.number_of_groups, groups.layout.uniform_size
+    ignored = VARIANTS[variant].ignores_k
     asked = k_values("k", () if k is None else k)
-    number = groups.number_of_groups
-    if asked.size not in (1, number) and not (asked.size == 0 and VARIANTS[variant].ignores_k):
+    if asked.size not in (1, number) and not (asked.size == 0 and ignored):
         raise InvalidArgument.of("k", f"has {asked.size} values; must have 1, or one for each of {number} groups")
+    if size is not None and (ignored or asked.size == 1):
+        only = _legal_as_it_is(variant, size, 1 if ignored else asked.item())
+        if only:
+            return LegalK(only, np.zeros(number, np.uint8))
     n = groups.sizes
     field = "k[0]".format if asked.size == 1 else "k[{}]".format
-    if VARIANTS[variant].ignores_k:
+    if ignored:
         asked = wanted = np.ones(number, np.int64)
     else:
         asked = np.broadcast_to(asked, number) if asked.size == 1 else asked
-        wanted = np.where(asked == 0, n, asked) if variant is Variant.TZSM else asked
+        wanted = _wanted(variant, n, asked)
         refuse_any(_unclampable(groups, field, asked, wanted, variant))
     legal = _largest_legal(variant, n, wanted)
     if policy is KPolicy.STRICT:
@@ -68,12 +77,29 @@ def legal_k(groups: RewardGroups, k: ArrayLike | None, variant: Variant, policy:
     return LegalK(legal, statuses.astype(np.uint8))
 
 
+@lru_cache(maxsize=4096)
+def _legal_as_it_is(variant: Variant, n: int, asked: int) -> int:
+    """The k that is asked for, where a group of n takes it; otherwise 0."""
+    sizes = np.array([n])
+    wanted = _wanted(variant, sizes, np.array([asked]))
+    if variant is Variant.TZSM and wanted[0] < n:
+        return 0
+    legal = int(_largest_legal(variant, sizes, wanted)[0])
+    return legal if legal == wanted[0] else 0
+
+
+def _wanted(variant: Variant, n: Int64s, asked: Int64s) -> Int64s:
+    return np.where(asked == 0, n, asked) if variant is Variant.TZSM else asked
+
+
 def k_values(field: str, k: ArrayLike) -> Int64s:
     """The values of a k argument as an array, shape (values,).
 
     Raises:
         InvalidArgument: not integers, or outside 0 .. 2^32 - 1.
     """
+    if is_whole(k) and 0 <= k <= LARGEST_K:
+        return np.array([k], np.int64)
     values = np.atleast_1d(np.asarray(k))
     if values.size == 0:
         return np.empty(0, np.int64)
@@ -81,11 +107,11 @@ def k_values(field: str, k: ArrayLike) -> Int64s:
         raise InvalidArgument.of(
             field, f"is of {values.dtype}, shape {values.shape}; must be an integer or a list of integers"
         )
-    beyond = (values < 0) | (values > LARGEST_K)
-    refuse_any(
-        Violation(f"{field}[{i}]", f"is {values[i]}; must be from 0 to {LARGEST_K}")
-        for i in np.flatnonzero(beyond)[:MOST_VIOLATIONS]
-    )
+    if not (values.min() >= 0 and values.max() <= LARGEST_K):
+        refuse_any(
+            Violation(f"{field}[{i}]", f"is {values[i]}; must be from 0 to {LARGEST_K}")
+            for i in np.flatnonzero((values < 0) | (values > LARGEST_K))[:MOST_VIOLATIONS]
+        )
     return values.astype(np.int64)
 
 

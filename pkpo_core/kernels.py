@@ -4,9 +4,15 @@ Written in the gaps between neighbouring rewards, nothing cancels: a gap is exac
 nothing, and an offset common to all rewards is gone at the first subtraction. Sums run over the sorted rewards one by
 one, so that the order in which samples arrive cannot change a bit of the answer.
 
-Arguments common to all: `rewards` (rewards,), `order` (rewards,) from `sorting_order`, `offsets` (groups + 1,); `row`
-(groups,) says which row of a weight table belongs to each group (-1: none, and the answer is 0), and row r's weights of
-the gaps stand from `starts[r]` on.
+Arguments common to all: `rewards` (rewards,), `order` (rewards,) from `sorting_order`, `offsets` (groups + 1,) of the
+groups' beginnings and ends; `groups` the numbers of those to work on; `row` (groups,) says which row of a weight table
+belongs to each group, and row r's weights of the gaps stand from `row_starts[r]` on.
+`out` (rewards,) receives the advantages and `statuses` (groups,) are raised to NO_SIGNAL where all rewards are equal or
+no advantage is above `negligible`, the largest magnitude that the answer's dtype rounds to 0. Advantages ascend with
+the rewards, so that the first and the last tell.
+
+Loops over groups and the loops over samples within are not split into functions: to hand arrays on costs as much as the
+work on a small group.
 """
 
 from __future__ import annotations
@@ -15,103 +21,276 @@ import math
 
 import numpy as np
 from numba import types
-from numpy.typing import NDArray
 
-from pkpo_core.arrays import Float64s, Int64s
+from pkpo_core.arrays import Flags, Float64s, Positions, Statuses
 from pkpo_core.compilation import inlined, kernel, reads, writes
+from pkpo_core.order import KEYS_IN_TABLE, MOST_SIDE_BY_SIDE, end_of_block, mark_unsorted, sort_block
+from pkpo_core.variants import GroupStatus
 
-_f8, _i8 = types.float64, types.int64
-_groups = (reads(_f8), reads(_i8), reads(_i8))
-_table = (reads(_i8), reads(_i8))
+_ONE, _TWO = np.uint64(1), np.uint64(2)
+_NO_SIGNAL = np.uint8(GroupStatus.NO_SIGNAL)
 
-
-@inlined
-def _measure_gaps(values: Float64s, order: Int64s, gaps: Float64s) -> None:
-    for j in range(values.size - 1):
-        gaps[j] = values[order[j + 1]] - values[order[j]]
-
-
-@inlined
-def _measure_gaps_in(unit: float, lowest: int, values: Float64s, order: Int64s, gaps: Float64s) -> None:
-    # Gaps below `lowest` have no weight, and could overflow in a small unit.
-    for j in range(values.size - 1):
-        gaps[j] = (values[order[j + 1]] - values[order[j]]) / unit if j >= lowest else 0.0
+_f8, _u1, _u8, _flag = types.float64, types.uint8, types.uint64, types.bool_
+_sorted = (reads(_f8), reads(_u8), reads(_u8), reads(_u8))
+_table = (reads(_u8), reads(_u8))
+_form = (reads(_f8), reads(_flag), reads(_f8), reads(_f8))
+_standardised = (reads(_f8), reads(_f8), reads(_f8), reads(_f8), reads(_u8), _f8)
+_answer = (_f8, writes(_f8), writes(_u1))
 
 
 @inlined
-def _climb(gaps: Float64s, anchored: float, first: Float64s, step: Float64s, order: Int64s, out: Float64s) -> None:
-    lowest = 0.0
-    for j in range(first.size):
-        lowest += first[j] * gaps[j]
-    advantage = anchored + lowest
-    out[order[0]] = advantage
-    for j in range(step.size):
-        advantage += step[j] * gaps[j]
-        out[order[j + 1]] = advantage
+def _climb(
+    rewards: Float64s,
+    indices: Positions,
+    index_starts: Positions,
+    index_stride: int,
+    offsets: Positions,
+    groups: Positions,
+    begin: int,
+    end: int,
+    row: Positions,
+    row_starts: Positions,
+    anchor: Float64s,
+    from_zero: Flags,
+    first: Float64s,
+    step: Float64s,
+    negligible: float,
+    out: Float64s,
+    statuses: Statuses,
+    skipped: Flags,
+) -> None:
+    """A_1 = first . gaps + anchor x_n, A_{j+1} = A_j + step_j gap_j, for groups `begin` to `end` of `groups`."""
+    for i in range(begin, end):
+        group = groups[i]
+        if skipped[group]:
+            continue
+        start, at, r = offsets[group], index_starts[i], row[group]
+        ranks = range(_ONE, offsets[group + _ONE] - start)
+        weights = row_starts[r] - _ONE
+        smallest = rewards[start + indices[at]]
+        lowest = 0.0
+        if not from_zero[r]:
+            below = smallest
+            for j in ranks:
+                above = rewards[start + indices[at + j * index_stride]]
+                lowest += first[weights + j] * (above - below)
+                below = above
+            lowest += anchor[r] * below
+        out[start + indices[at]] = lowest
+        advantage, below = lowest, smallest
+        for j in ranks:
+            index = start + indices[at + j * index_stride]
+            above = rewards[index]
+            advantage += step[weights + j] * (above - below)
+            out[index] = advantage
+            below = above
+        if below == smallest or (lowest >= -negligible and advantage <= negligible):
+            statuses[group] = max(statuses[group], _NO_SIGNAL)
+
+
+@kernel(types.void(*_sorted, *_table, *_form, *_answer))
+def gap_advantages(
+    rewards: Float64s,
+    order: Positions,
+    offsets: Positions,
+    groups: Positions,
+    row: Positions,
+    row_starts: Positions,
+    anchor: Float64s,
+    from_zero: Flags,
+    first: Float64s,
+    step: Float64s,
+    negligible: float,
+    out: Float64s,
+    statuses: Statuses,
+) -> None:
+    """Fills `out` with the advantages in gap form."""
+    number = np.uint64(groups.size)
+    starts = np.empty(number, np.uint64)
+    for i in range(number):
+        starts[i] = offsets[groups[i]]
+    table = (row, row_starts)
+    form = (anchor, from_zero, first, step)
+    none = np.zeros(offsets.size, np.bool_)
+    every = (np.uint64(0), number)
+    _climb(rewards, order, starts, _ONE, offsets, groups, *every, *table, *form, negligible, out, statuses, none)
 
 
 @inlined
-def _variance(gaps: Float64s, at_most: Float64s, above: Float64s) -> float:
-    # Var = sum_j above_j gap_j (at_most_j gap_j + 2 sum_{i<j} at_most_i gap_i): no term is negative, nothing cancels.
-    variance = 0.0
-    below = 0.0
-    for j in range(above.size):
-        variance += above[j] * gaps[j] * (at_most[j] * gaps[j] + 2.0 * below)
-        below += at_most[j] * gaps[j]
-    return variance
+def _fill_two_valued(
+    rewards: Float64s,
+    offsets: Positions,
+    groups: Positions,
+    row: Positions,
+    row_starts: Positions,
+    anchor: Float64s,
+    from_zero: Flags,
+    first: Float64s,
+    step: Float64s,
+    negligible: float,
+    out: Float64s,
+    statuses: Statuses,
+    others: Positions,
+) -> np.uint64:
+    """The gap form of groups of at most two values; the numbers of the others go to `others`, their count is returned.
+
+    Only the gap above the m smaller rewards is not 0: A_low = first_m gap + anchor x_n, A_high = A_low + step_m gap. So
+    counting does for sorting, and the answer is that of the climb to the bit.
+    """
+    number: np.uint64 = np.uint64(0)
+    for group in groups:
+        start, stop, r = offsets[group], offsets[group + _ONE], row[group]
+        # The first three rewards tell most groups of more values. Nothing here branches on what a coin decides.
+        second, third = min(start + _ONE, stop - _ONE), min(start + _TWO, stop - _ONE)
+        one, two, three = rewards[start], rewards[second], rewards[third]
+        if (one != two) & (two != three) & (three != one):
+            others[number] = group
+            number += _ONE
+            continue
+        other = start
+        for p in range(start, stop):
+            other = max(other, p if rewards[p] != one else start)
+        low, high = min(one, rewards[other]), max(one, rewards[other])
+        lows = np.uint64(0)
+        either = np.uint64(0)
+        for p in range(start, stop):
+            lows += np.uint64(rewards[p] == low)
+            either += np.uint64(rewards[p] == low) | np.uint64(rewards[p] == high)
+        if either < stop - start:
+            others[number] = group
+            number += _ONE
+            continue
+        gap = high - low
+        weight = row_starts[r] + min(lows, stop - start - _ONE) - _ONE
+        of_low = 0.0
+        if not from_zero[r]:
+            if stop - start > _ONE:
+                of_low += first[weight] * gap
+            of_low += anchor[r] * high
+        of_high = of_low
+        if stop - start > _ONE:
+            of_high += step[weight] * gap
+        for p in range(start, stop):
+            out[p] = of_low if rewards[p] == low else of_high
+        if gap == 0.0 or (of_low >= -negligible and of_high <= negligible):
+            statuses[group] = max(statuses[group], _NO_SIGNAL)
+    return number
+
+
+@kernel(types.boolean(reads(_f8), reads(_u8), reads(_u8), _u8, *_table, *_form, *_answer, writes(_flag)))
+def small_gap_advantages(
+    rewards: Float64s,
+    offsets: Positions,
+    groups: Positions,
+    largest: int,
+    row: Positions,
+    row_starts: Positions,
+    anchor: Float64s,
+    from_zero: Flags,
+    first: Float64s,
+    step: Float64s,
+    negligible: float,
+    out: Float64s,
+    statuses: Statuses,
+    left: Flags,
+) -> bool:
+    """Does what `gap_advantages` does, for groups that it sorts itself, of ascending sizes.
+
+    Marks those left undone, larger ones and those that keys do not sort, and says whether there are any.
+    """
+    unsorted = np.empty(groups.size, np.uint64)
+    table = (row, row_starts)
+    form = (anchor, from_zero, first, step)
+    number = _fill_two_valued(rewards, offsets, groups, *table, *form, negligible, out, statuses, unsorted)
+    if number == 0:
+        return False
+    bits = rewards.view(np.int64)
+    keys = np.empty(KEYS_IN_TABLE, np.int64)
+    indices = keys.view(np.uint64)
+    alike = np.empty(MOST_SIDE_BY_SIDE, np.int64)
+    starts = np.empty(number, np.uint64)
+    sizes = np.empty(number, np.uint64)
+    lanes = np.empty(number, np.uint64)
+    for i in range(number):
+        starts[i] = offsets[unsorted[i]]
+        sizes[i] = offsets[unsorted[i] + _ONE] - offsets[unsorted[i]]
+
+    any_left = False
+    begin = np.uint64(0)
+    while begin < number and sizes[begin] <= largest:
+        end = end_of_block(sizes, begin, largest)
+        sort_block(bits, starts, sizes, begin, end, keys, alike)
+        any_left |= mark_unsorted(rewards, unsorted, starts, sizes, begin, end, indices, alike, left)
+        for i in range(begin, end):
+            lanes[i] = i - begin
+        block = (lanes, end - begin, offsets, unsorted, begin, end)
+        _climb(rewards, indices, *block, *table, *form, negligible, out, statuses, left)
+        begin = end
+    for i in range(begin, number):
+        left[unsorted[i]] = any_left = True
+    return any_left
 
 
 @inlined
-def _largest_group(offsets: Int64s) -> int:
-    largest = 0
+def _largest_group(offsets: Positions) -> np.uint64:
+    largest: np.uint64 = np.uint64(0)
     for g in range(offsets.size - 1):
         largest = max(largest, offsets[g + 1] - offsets[g])
     return largest
 
 
-@kernel(types.void(*_groups, *_table, reads(_f8), reads(_f8), reads(_f8), writes(_f8)))
-def gap_advantages(
+@inlined
+def _measure_gaps(
+    unit: float,
     rewards: Float64s,
-    order: Int64s,
-    offsets: Int64s,
-    row: Int64s,
-    starts: Int64s,
-    anchor: Float64s,
-    first: Float64s,
-    step: Float64s,
-    out: Float64s,
+    order: Positions,
+    start: int,
+    stop: int,
+    lowest: int,
+    gaps: Float64s,
 ) -> None:
-    """Fills `out` with the advantages in gap form: A_1 = anchor x_n + first . gaps, A_{j+1} = A_j + step_j gap_j."""
-    gaps = np.empty(_largest_group(offsets))
-    for g in range(offsets.size - 1):
-        start, stop = offsets[g], offsets[g + 1]
-        values, group_order, group_out = rewards[start:stop], order[start:stop], out[start:stop]
-        if row[g] < 0:
-            group_out[:] = 0.0
-            continue
-        _measure_gaps(values, group_order, gaps)
-        begin = starts[row[g]]
-        end = begin + values.size - 1
-        anchored = anchor[row[g]] * values[group_order[values.size - 1]]
-        _climb(gaps, anchored, first[begin:end], step[begin:end], group_order, group_out)
+    # Gaps below `lowest` have no weight, and could overflow in a small unit.
+    for p in range(start + _ONE, stop):
+        gap = rewards[start + order[p]] - rewards[start + order[p - _ONE]]
+        gaps[p - start - _ONE] = gap / unit if p - start > lowest else 0.0
 
 
-@kernel(
-    types.void(*_groups, *_table, reads(_f8), reads(_f8), reads(_f8), reads(_f8), reads(_i8), _f8, writes(_f8)),
-)
+@inlined
+def _variance(gaps: Float64s, n: int, at_most: Float64s, above: Float64s, begin: int) -> float:
+    # Var = sum_j above_j gap_j (at_most_j gap_j + 2 sum_{i<j} at_most_i gap_i): no term is negative, nothing cancels.
+    variance = 0.0
+    below = 0.0
+    for j in range(n - _ONE):
+        variance += above[begin + j] * gaps[j] * (at_most[begin + j] * gaps[j] + 2.0 * below)
+        below += at_most[begin + j] * gaps[j]
+    return variance
+
+
+@inlined
+def _dot(gaps: Float64s, n: int, weights: Float64s, begin: int) -> float:
+    total = 0.0
+    for j in range(n - _ONE):
+        total += weights[begin + j] * gaps[j]
+    return total
+
+
+@kernel(types.void(*_sorted, *_table, *_standardised, *_answer))
 def standardised_advantages(
     rewards: Float64s,
-    order: Int64s,
-    offsets: Int64s,
-    row: Int64s,
-    starts: Int64s,
+    order: Positions,
+    offsets: Positions,
+    groups: Positions,
+    row: Positions,
+    row_starts: Positions,
     first: Float64s,
     step: Float64s,
     at_most: Float64s,
     above: Float64s,
-    lowest: Int64s,
+    lowest: Positions,
     epsilon: float,
+    negligible: float,
     out: Float64s,
+    statuses: Statuses,
 ) -> None:
     """Fills `out` with the gap form divided by (the standard deviation that `at_most` and `above` describe + epsilon).
 
@@ -119,33 +298,39 @@ def standardised_advantages(
     deviation is.
     """
     gaps = np.empty(_largest_group(offsets))
-    for g in range(offsets.size - 1):
-        start, stop = offsets[g], offsets[g + 1]
-        values, group_order, group_out = rewards[start:stop], order[start:stop], out[start:stop]
-        group_out[:] = 0.0
-        r = row[g]
-        if r < 0:
+    for group in groups:
+        start, stop, r = offsets[group], offsets[group + _ONE], row[group]
+        n, begin = stop - start, row_starts[r]
+        variance = 0.0
+        spread = rewards[start + order[stop - _ONE]] - rewards[start + order[start + lowest[r]]]
+        if spread > 0.0:
+            _measure_gaps(spread, rewards, order, start, stop, lowest[r], gaps)
+            variance = _variance(gaps, n, at_most, above, begin)
+        if variance == 0.0:
+            for p in range(start, stop):
+                out[p] = 0.0
+            statuses[group] = max(statuses[group], _NO_SIGNAL)
             continue
-        spread = values[group_order[values.size - 1]] - values[group_order[lowest[r]]]
-        if spread == 0.0:
-            continue
-        _measure_gaps_in(spread, lowest[r], values, group_order, gaps)
-        begin = starts[r]
-        end = begin + values.size - 1
-        variance = _variance(gaps, at_most[begin:end], above[begin:end])
-        if variance > 0.0:
-            _climb(gaps, 0.0, first[begin:end], step[begin:end], group_order, group_out)
-            group_out /= math.sqrt(variance) + epsilon / spread
+        deviation = math.sqrt(variance) + epsilon / spread
+        smallest = _dot(gaps, n, first, begin)
+        advantage = smallest
+        out[start + order[start]] = advantage / deviation
+        for j in range(n - _ONE):
+            advantage += step[begin + j] * gaps[j]
+            out[start + order[start + j + _ONE]] = advantage / deviation
+        if smallest / deviation >= -negligible and advantage / deviation <= negligible:
+            statuses[group] = max(statuses[group], _NO_SIGNAL)
 
 
-@kernel(types.void(*_groups, _i8, *_table, reads(_f8), reads(_f8), reads(_f8), writes(_f8), writes(_f8)))
+@kernel(types.void(*_sorted, _u8, *_table, reads(_f8), reads(_f8), reads(_f8), writes(_f8), writes(_f8)))
 def maximum_estimates(
     rewards: Float64s,
-    order: Int64s,
-    offsets: Int64s,
+    order: Positions,
+    offsets: Positions,
+    groups: Positions,
     k: int,
-    row: Int64s,
-    starts: Int64s,
+    row: Positions,
+    row_starts: Positions,
     above: Float64s,
     first: Float64s,
     step: Float64s,
@@ -155,53 +340,41 @@ def maximum_estimates(
     """Fills max@k of each group, x_1 + above . gaps, and its jackknife standard error.
 
     The error is sqrt((n-1)/n sum_i centered_i^2), with `first` and `step` the weights of the centered gap form,
-    measured in the spread of the rewards so that no square over- or underflows. Where k > n both are NaN, where k = n
-    the error is.
+    measured in the spread of the rewards so that no square over- or underflows. Where k = n it is NaN; groups have at
+    least k samples.
     """
-    size = _largest_group(offsets)
-    gaps = np.empty(size)
-    centered = np.empty(size)
-    for g in range(offsets.size - 1):
-        start, stop = offsets[g], offsets[g + 1]
-        values, group_order = rewards[start:stop], order[start:stop]
-        n = values.size
-        values_out[g] = math.nan
+    gaps = np.empty(_largest_group(offsets))
+    for g in groups:
+        start, stop = offsets[g], offsets[g + _ONE]
+        n = stop - start
+        begin = row_starts[row[g]]
+        _measure_gaps(1.0, rewards, order, start, stop, np.uint64(0), gaps)
+        values_out[g] = rewards[start + order[start]] + _dot(gaps, n, above, begin)
         errors_out[g] = math.nan
-        if k > n:
-            continue
-        begin = starts[row[g]]
-        end = begin + n - 1
-        _measure_gaps(values, group_order, gaps)
-        above_smallest = 0.0
-        for j in range(n - 1):
-            above_smallest += above[begin + j] * gaps[j]
-        values_out[g] = values[group_order[0]] + above_smallest
         if k == n:
             continue
-        spread = values[group_order[n - 1]] - values[group_order[k - 1]]
+        spread = rewards[start + order[stop - _ONE]] - rewards[start + order[start + k - _ONE]]
         errors_out[g] = 0.0
         if spread > 0.0:
-            _measure_gaps_in(spread, k - 1, values, group_order, gaps)
-            _climb(gaps, 0.0, first[begin:end], step[begin:end], group_order, centered)
-            squares = 0.0
-            for i in range(n):
-                squares += centered[group_order[i]] * centered[group_order[i]]
-            errors_out[g] = spread * math.sqrt((n - 1) / n * squares)
+            _measure_gaps(spread, rewards, order, start, stop, k - _ONE, gaps)
+            centered = _dot(gaps, n, first, begin)
+            squares = centered * centered
+            for j in range(n - _ONE):
+                centered += step[begin + j] * gaps[j]
+                squares += centered * centered
+            errors_out[g] = spread * math.sqrt((n - _ONE) / n * squares)
 
 
-@kernel(
-    types.void(reads(_f8), reads(_f8), reads(_i8), writes(types.bool_)),
-    types.void(reads(_f8), reads(types.float32), reads(_i8), writes(types.bool_)),
-)
-def mark_no_signal(
-    rewards: Float64s, advantages: NDArray[np.floating], offsets: Int64s, no_signal: NDArray[np.bool_]
-) -> None:
-    """Fills whether a group's rewards are all equal, or its advantages all 0."""
-    for g in range(offsets.size - 1):
-        start, stop = offsets[g], offsets[g + 1]
-        equal = 0
-        zero = 0
-        for i in range(start, stop):
-            equal += rewards[i] == rewards[start]
-            zero += advantages[i] == 0.0
-        no_signal[g] = equal == stop - start or zero == stop - start
+@kernel(types.void(reads(_f8), reads(_u8), *_answer))
+def raise_statuses(rewards: Float64s, offsets: Positions, negligible: float, out: Float64s, statuses: Statuses) -> None:
+    """Raises to NO_SIGNAL the status of each group whose rewards are all equal, or whose advantages are all 0."""
+    for group in range(np.uint64(statuses.size)):
+        start, stop = offsets[group], offsets[group + _ONE]
+        different = start + _ONE
+        while different < stop and rewards[different] == rewards[start]:
+            different += _ONE
+        nonzero = start
+        while nonzero < stop and abs(out[nonzero]) <= negligible:
+            nonzero += _ONE
+        if different == stop or nonzero == stop:
+            statuses[group] = max(statuses[group], _NO_SIGNAL)

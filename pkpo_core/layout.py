@@ -4,48 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 
 import numpy as np
 
-from pkpo_core.arrays import Int64s
+from pkpo_core.arrays import Int64s, Positions
+
+_MOST_KEPT_GROUPS = 1 << 13  # of a layout that is kept for the next batch: 128 KiB
 
 
-@dataclass(frozen=True, eq=False)
+def layout_of(total: int, group_sizes: int | Int64s) -> Layout:
+    """The layout of groups of these sizes. A training run asks for the same one at every step, so some are kept."""
+    if isinstance(group_sizes, np.ndarray) or total // group_sizes > _MOST_KEPT_GROUPS:
+        return Layout(total, group_sizes)
+    return _kept_layout(total, group_sizes)
+
+
 class Layout:
     """Groups end to end: either all of one size, or each of its own.
 
     Args:
         total: how many samples there are.
         group_sizes: the size of every group, which divides `total`; or one per group, which add up to it.
+
+    Attributes:
+        uniform_size: the size of every group, where there is one for all.
+        number_of_groups: how many groups there are.
+        offsets: where each group begins, and where the last one ends, shape (groups + 1,).
     """
 
-    total: int
-    group_sizes: int | Int64s
+    __slots__ = ("_groups", "_sizes", "number_of_groups", "offsets", "total", "uniform_size")
+
+    def __init__(self, total: int, group_sizes: int | Int64s) -> None:
+        self.total = total
+        self._groups: Positions | None = None
+        self._sizes: Int64s | None = None
+        self.offsets: Positions
+        if isinstance(group_sizes, np.ndarray):
+            self.uniform_size: int | None = None
+            self.number_of_groups: int = group_sizes.size
+            self.offsets = np.concatenate((np.zeros(1, np.uint64), np.cumsum(group_sizes, dtype=np.uint64)))
+            self._sizes = group_sizes
+        else:
+            self.uniform_size = group_sizes
+            self.number_of_groups = total // group_sizes
+            self.offsets = np.arange(0, total + 1, group_sizes, dtype=np.uint64)
 
     @property
-    def uniform_size(self) -> int | None:
-        """The size of every group, where there is one for all."""
-        return None if isinstance(self.group_sizes, np.ndarray) else self.group_sizes
+    def groups(self) -> Positions:
+        """The numbers of all groups, shape (groups,)."""
+        if self._groups is None:
+            self._groups = np.arange(self.number_of_groups, dtype=np.uint64)
+        return self._groups
 
-    @cached_property
-    def number_of_groups(self) -> int:
-        """How many groups there are."""
-        return self.group_sizes.size if isinstance(self.group_sizes, np.ndarray) else self.total // self.group_sizes
-
-    @cached_property
+    @property
     def sizes(self) -> Int64s:
         """The size of each group, shape (groups,)."""
-        if isinstance(self.group_sizes, np.ndarray):
-            return self.group_sizes
-        return np.full(self.number_of_groups, self.group_sizes, np.int64)
-
-    @cached_property
-    def offsets(self) -> Int64s:
-        """Where each group begins, and where the last one ends, shape (groups + 1,)."""
-        if isinstance(self.group_sizes, np.ndarray):
-            return np.concatenate((np.zeros(1, np.int64), np.cumsum(self.group_sizes)))
-        return np.arange(0, self.total + 1, self.group_sizes, dtype=np.int64)
+        if self._sizes is None:
+            self._sizes = np.full(self.number_of_groups, self.uniform_size, np.int64)
+        return self._sizes
 
     def parts(self, most_samples: int) -> Iterator[Part]:
         """The batch cut between groups into parts of at most so many samples, or of one group that has more."""
@@ -55,7 +72,7 @@ class Layout:
         begin = 0
         while begin < self.number_of_groups:
             start = int(self.offsets[begin])
-            end = int(np.searchsorted(self.offsets, start + most_samples, side="right")) - 1
+            end = int(np.searchsorted(self.offsets, np.uint64(start + most_samples), side="right")) - 1
             end = max(end, begin + 1)
             stop = int(self.offsets[end])
             sizes = self.sizes[begin:end] if self.uniform_size is None else self.uniform_size
@@ -63,7 +80,10 @@ class Layout:
             begin = end
 
 
-@dataclass(frozen=True, slots=True)
+_kept_layout = lru_cache(maxsize=32)(Layout)
+
+
+@dataclass(slots=True)
 class Part:
     """Some consecutive groups of a batch: their own layout, and where the groups and their samples are in the batch."""
 

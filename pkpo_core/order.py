@@ -1,7 +1,15 @@
 """The order that sorts each group.
 
-Tied rewards get identical advantages whatever their order, so that any sort will do: two-valued groups are partitioned,
-small ones ranked by counting, which needs no branches, and large ones sorted by NumPy.
+Tied rewards get identical advantages whatever their order, so that any sort will do. Large groups are sorted by NumPy;
+small ones side by side, many at once: row i of a table holds sample i of each of a block's groups, and a sorting
+network, whose comparisons do not depend on what is compared, exchanges whole rows, which the compiler makes vector
+instructions of.
+
+In the table a sample is one number, its key: the reward as an integer that sorts alike, with the sample's index in the
+lowest bits. Rewards that differ in those bits only can come out in the wrong order. Groups where that happened are
+found, and left to NumPy.
+
+An order holds indices counted from the start of the group: first that of its smallest reward, last of its largest.
 """
 
 from __future__ import annotations
@@ -10,82 +18,226 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from pkpo_core.arrays import Float64s, Int64s
+from pkpo_core.arrays import Flags, Float64s, Int64s, Positions
 from pkpo_core.compilation import inlined, kernel, reads, writes
 from pkpo_core.layout import Layout
 
-LARGEST_RANKED = 32
+MOST_SIDE_BY_SIDE = np.uint64(64)
+KEYS_IN_TABLE = np.uint64(4096)  # what the first-level cache holds
+_LARGEST_OF_ONE_SIZE = 64  # beyond, one call of NumPy that sorts all groups is faster
+_LARGEST_OF_MANY_SIZES = 256  # beyond, a call of NumPy for each group is hardly slower
+_MAGNITUDE = (1 << 63) - 1
+_ABOVE_ALL_REWARDS = _MAGNITUDE
+_ONE, _FOUR = np.uint64(1), np.uint64(4)
+_f8, _u8 = types.float64, types.uint64
 
 
-def sorting_order(layout: Layout, rewards: Float64s) -> Int64s:
-    """For each group the indices that sort it, counted from the group's start, groups end to end.
+def sorting_order(layout: Layout, rewards: Float64s, groups: Positions) -> Positions:
+    """The order of some of the groups, each in its place in an array of shape (rewards,); other places are undefined.
 
     Args:
         layout: where each group begins and ends; no group is empty.
         rewards: shape (rewards,).
+        groups: the numbers of those to sort.
     """
-    order = np.empty(rewards.size, np.int64)
-    offsets = layout.offsets
-    left = np.empty(layout.number_of_groups, np.bool_)
-    _order_small(rewards, offsets, order, left)
-    unsorted = np.flatnonzero(left)
-    if unsorted.size == 0:
-        return order
-    if layout.uniform_size is not None:
-        shape = (layout.number_of_groups, layout.uniform_size)
-        order.reshape(shape)[unsorted] = np.argsort(rewards.reshape(shape)[unsorted], axis=1)
+    largest = largest_side_by_side(layout)
+    if layout.uniform_size is not None and layout.uniform_size > largest:
+        return order_by_numpy(layout, rewards, groups)
+    order = np.empty(rewards.size, np.uint64)
+    left = np.zeros(layout.number_of_groups, np.bool_)
+    if _sort_side_by_side(rewards, layout.offsets, by_size(layout, groups), largest, order, left):
+        return order_by_numpy(layout, rewards, np.flatnonzero(left), order)
+    return order
+
+
+def order_by_numpy(
+    layout: Layout, rewards: Float64s, groups: NDArray[np.integer], order: Positions | None = None
+) -> Positions:
+    """What `sorting_order` gives, by NumPy alone; where `order` is given, that with these groups filled in."""
+    n = layout.uniform_size
+    if n is not None and groups.size == layout.number_of_groups:
+        return np.argsort(rewards.reshape(-1, n), axis=1).view(np.uint64).reshape(-1)
+    order = np.empty(rewards.size, np.uint64) if order is None else order
+    if n is not None:
+        order.reshape(-1, n)[groups] = np.argsort(rewards.reshape(-1, n)[groups], axis=1)
     else:
-        for start, stop in zip(offsets[unsorted].tolist(), offsets[unsorted + 1].tolist(), strict=True):
+        starts, stops = layout.offsets[:-1][groups], layout.offsets[1:][groups]
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             order[start:stop] = np.argsort(rewards[start:stop])
     return order
 
 
-@inlined
-def _partition(values: Float64s, order: Int64s) -> bool:
-    """Sorts a group of at most two values; false, and nothing done, where it has more."""
-    low = high = values[0]
-    for value in values:
-        low = min(low, value)
-        high = max(high, value)
-    lows = 0
-    highs = 0
-    for value in values:
-        lows += value == low
-        highs += value == high
-    if low != high and lows + highs != values.size:
-        return False
-    next_low = 0
-    next_high = lows if low != high else 0
-    for i in range(values.size):
-        if values[i] == low:
-            order[next_low] = i
-            next_low += 1
-        else:
-            order[next_high] = i
-            next_high += 1
-    return True
+def largest_side_by_side(layout: Layout) -> int:
+    """The size up to which groups of a batch are sorted side by side."""
+    return _LARGEST_OF_MANY_SIZES if layout.uniform_size is None else _LARGEST_OF_ONE_SIZE
+
+
+def by_size(layout: Layout, groups: Positions) -> Positions:
+    """The groups by ascending size."""
+    return groups if layout.uniform_size is not None else groups[np.argsort(layout.sizes[groups], kind="stable")]
 
 
 @inlined
-def _rank(values: Float64s, order: Int64s) -> None:
-    for i in range(values.size):
-        value = values[i]
-        rank = 0
-        for j in range(i):
-            rank += values[j] <= value
-        for j in range(i + 1, values.size):
-            rank += values[j] < value
-        order[rank] = i
+def end_of_block(sizes: Positions, begin: int, largest: int) -> int:
+    """Where a block of groups of about one size ends, of ascending sizes and not beyond `largest`."""
+    roof = min(sizes[begin] + sizes[begin] // _FOUR, largest)
+    most = min(begin + min(MOST_SIDE_BY_SIDE, KEYS_IN_TABLE // roof), np.uint64(sizes.size))
+    end: int = begin + _ONE
+    while end < most and sizes[end] <= roof:
+        end += _ONE
+    return end
 
 
-@kernel(types.void(reads(types.float64), reads(types.int64), writes(types.int64), writes(types.bool_)))
-def _order_small(rewards: Float64s, offsets: Int64s, order: Int64s, left: NDArray[np.bool_]) -> None:
-    for g in range(left.size):
-        start, stop = offsets[g], offsets[g + 1]
-        values, group_order = rewards[start:stop], order[start:stop]
-        left[g] = False
-        if not _partition(values, group_order):
-            if values.size <= LARGEST_RANKED:
-                _rank(values, group_order)
-            else:
-                left[g] = True
+@inlined
+def _fill_table(bits: Int64s, first: int, n: int, width: int, table: Int64s) -> None:
+    for i in range(n):
+        for lane in range(width):
+            table[i * width + lane] = bits[first + lane * n + i]
+
+
+@inlined
+def _fill_padded_table(
+    bits: Int64s, starts: Positions, sizes: Positions, begin: int, width: int, n: int, table: Int64s
+) -> None:
+    for lane in range(width):
+        start, size = starts[begin + lane], sizes[begin + lane]
+        for i in range(size):
+            table[i * width + lane] = bits[start + i]
+        for i in range(size, n):
+            table[i * width + lane] = _ABOVE_ALL_REWARDS
+
+
+@inlined
+def _make_keys(table: Int64s, n: int, width: int, index_bits: int) -> None:
+    for i in range(n):
+        index = np.int64(i)
+        for p in range(i * width, i * width + width):
+            table[p] = (table[p] ^ (table[p] >> 63 & _MAGNITUDE)) & ~index_bits | index
+
+
+@inlined
+def _exchange(table: Int64s, low: int, high: int, run: int) -> None:
+    for i in range(run):
+        one, other = table[low + i], table[high + i]
+        table[low + i] = min(one, other)
+        table[high + i] = max(one, other)
+
+
+@inlined
+def _sort_rows(table: Int64s, n: int, width: int) -> None:
+    # Batcher's merge exchange (Knuth, The Art of Computer Programming, algorithm 5.2.2M); neighbouring rows that are
+    # exchanged with rows at the same distance are taken in one run.
+    top = _ONE
+    while top + top < n:
+        top += top
+    p = top
+    while p > 0:
+        q, r, distance = top, np.uint64(0), p
+        while True:
+            for i in range(r, n - distance, p + p):
+                _exchange(table, i * width, (i + distance) * width, min(p, n - distance - i) * width)
+            if q == p:
+                break
+            distance, q, r = q - p, q >> _ONE, p
+        p >>= _ONE
+
+
+@inlined
+def _count_alike(table: Int64s, n: int, width: int, index_bits: int, alike: Int64s) -> None:
+    for lane in range(width):
+        alike[lane] = 0
+    for i in range(n - _ONE):
+        for lane in range(width):
+            difference = table[i * width + lane] ^ table[(i + _ONE) * width + lane]
+            alike[lane] += difference & ~index_bits == 0
+
+
+@inlined
+def sort_block(
+    bits: Int64s,
+    starts: Positions,
+    sizes: Positions,
+    begin: int,
+    end: int,
+    table: Int64s,
+    alike: Int64s,
+) -> None:
+    """Sorts the groups of a block: lane l of row j of the table becomes the index of the j-th smallest of group l.
+
+    `alike` tells how many neighbours in each group may have come out in the wrong order.
+    """
+    width, n = end - begin, sizes[end - _ONE]
+    index_bits = np.int64(1)
+    while index_bits < np.int64(n):
+        index_bits += index_bits
+    index_bits -= 1
+    if sizes[begin] == n and starts[end - _ONE] - starts[begin] == (width - _ONE) * n:
+        _fill_table(bits, starts[begin], n, width, table)
+    else:
+        _fill_padded_table(bits, starts, sizes, begin, width, n, table)
+    _make_keys(table, n, width, index_bits)
+    _sort_rows(table, n, width)
+    _count_alike(table, n, width, index_bits, alike)
+    for p in range(n * width):
+        table[p] &= index_bits
+
+
+@inlined
+def mark_unsorted(
+    rewards: Float64s,
+    groups: Positions,
+    starts: Positions,
+    sizes: Positions,
+    begin: int,
+    end: int,
+    indices: Positions,
+    alike: Int64s,
+    left: Flags,
+) -> bool:
+    """Marks the groups of a sorted block that came out in the wrong order, and says whether there are any."""
+    any_left = False
+    width = end - begin
+    for lane in range(width):
+        if alike[lane] > 0:
+            start = starts[begin + lane]
+            descents = 0
+            below = rewards[start + indices[lane]]
+            for j in range(_ONE, sizes[begin + lane]):
+                above = rewards[start + indices[j * width + lane]]
+                descents += above < below
+                below = above
+            if descents > 0:
+                left[groups[begin + lane]] = any_left = True
+    return any_left
+
+
+@kernel(types.boolean(reads(_f8), reads(_u8), reads(_u8), _u8, writes(_u8), writes(types.bool_)))
+def _sort_side_by_side(
+    rewards: Float64s, offsets: Positions, groups: Positions, largest: int, order: Positions, left: Flags
+) -> bool:
+    """Sorts the given groups, whose sizes ascend, marks those it leaves (larger ones, and those that keys do not
+    sort), and says whether there are any."""
+    bits = rewards.view(np.int64)
+    table = np.empty(KEYS_IN_TABLE, np.int64)
+    indices = table.view(np.uint64)
+    alike = np.empty(MOST_SIDE_BY_SIDE, np.int64)
+    number = np.uint64(groups.size)
+    starts = np.empty(number, np.uint64)
+    sizes = np.empty(number, np.uint64)
+    for i in range(number):
+        starts[i] = offsets[groups[i]]
+        sizes[i] = offsets[groups[i] + _ONE] - offsets[groups[i]]
+    any_left = False
+    begin = np.uint64(0)
+    while begin < number and sizes[begin] <= largest:
+        end = end_of_block(sizes, begin, largest)
+        sort_block(bits, starts, sizes, begin, end, table, alike)
+        any_left |= mark_unsorted(rewards, groups, starts, sizes, begin, end, indices, alike, left)
+        width = end - begin
+        for lane in range(width):
+            for j in range(sizes[begin + lane]):
+                order[starts[begin + lane] + j] = indices[j * width + lane]
+        begin = end
+    for i in range(begin, number):
+        left[groups[i]] = any_left = True
+    return any_left

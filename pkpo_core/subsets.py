@@ -22,17 +22,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from pkpo_core.arrays import Int64s
-from pkpo_core.compilation import kernel, reads, writes
+from pkpo_core.arrays import Int64s, Positions
+from pkpo_core.compilation import inlined, kernel, reads, writes
 
 _WORD = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_DRAWS_AT_ONCE = 1 << 18
+_ONE = np.uint64(1)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FIRST_FACTOR, _SECOND_FACTOR = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_DRAWS_AT_ONCE = np.uint64(1 << 18)
+_u8 = types.uint64
+_Words = TypeVar("_Words", np.uint64, NDArray[np.uint64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,95 +52,139 @@ class Numbering:
     seed: int
     first_group: int
 
-    def key(self, group: int) -> int:
-        """The key of the draws of a batch's group, counted from 0."""
-        return _mix(_mix(self.seed) + self.first_group + group & _WORD)
+    def keys(self, groups: Int64s) -> NDArray[np.uint64]:
+        """The keys of the draws of a batch's groups, counted from 0."""
+        with np.errstate(over="ignore"):
+            start = _mixed_words(np.uint64(self.seed)) + np.uint64(self.first_group & _WORD)
+            return _mixed_words(start + groups.view(np.uint64))
 
 
-def chosen_samples(n: int, k: int, key: int, checkpoint: Callable[[], None]) -> Int64s:
-    """The chosen samples of each of a group's distinct subsets, shape (m, q).
+@dataclass(frozen=True, slots=True)
+class Subsets:
+    """The distinct random subsets of some groups.
+
+    Attributes:
+        count: of each group's subsets.
+        size: how many samples name each subset of a group.
+        starts: where each group's subsets begin in `samples`.
+        samples: indices counted from the group's start, subset after subset.
+    """
+
+    count: Positions
+    size: Positions
+    starts: Positions
+    samples: Positions
+
+
+def drawn_subsets(n: Int64s, k: Int64s, keys: NDArray[np.uint64], checkpoint: Callable[[], None]) -> Subsets:
+    """Draws the subsets of some groups.
 
     Args:
-        n: group size, at most 2^24.
+        n: their sizes, at most 2^24.
         k: 1 <= k <= n.
-        key: of the group's draws, from `Numbering`.
+        keys: of their draws, from `Numbering`.
         checkpoint: called between slices of the work.
     """
-    q = min(k, n - k)
-    if q == 0:
-        return np.empty((1, 0), np.int64)
-    if q == 1:
-        return np.arange(n).reshape(n, 1)
-    signatures = _mixed(np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN)).view(np.int64)
-    chosen = np.empty((n, q), np.int64)
-    seen = np.zeros(1 << (2 * n).bit_length(), np.int64)
-    occupied = np.zeros(seen.size, np.bool_)
-    attempts = max(1, _DRAWS_AT_ONCE // q)
-    bounds = np.arange(n - q + 1, n + 1, dtype=np.uint64)
-    found = 0
-    first_draw = 1
-    while found < n:
-        checkpoint()
-        count = min(attempts, n - found)
-        draws = np.arange(count * q, dtype=np.uint64) + np.uint64(first_draw)
-        draws = _mixed(draws * np.uint64(_GOLDEN) + np.uint64(key)).reshape(count, q)
-        picks = ((draws >> np.uint64(24)) * bounds >> np.uint64(40)).view(np.int64)
-        found = _accept(picks.reshape(-1), n, q, signatures, seen, occupied, found, chosen.reshape(-1))
-        first_draw += count * q
-    return chosen
+    sizes = n.view(np.uint64)
+    q = np.minimum(k, n - k).view(np.uint64)
+    count = np.where(q == 0, _ONE, sizes)
+    ends = np.cumsum(count * q)
+    samples = np.empty(int(ends[-1]), np.uint64)
+    subsets = Subsets(count, q, ends - count * q, samples)
+    largest = int(n.max())
+    slots = 1 << (2 * largest).bit_length()
+    progress = np.zeros(4, np.uint64)
+    signatures, signed_by, chosen_by = (
+        np.empty(slots, np.uint64),
+        np.zeros(slots, np.uint64),
+        np.zeros(largest, np.uint64),
+    )
+    done = False
+    with np.errstate(over="ignore"):
+        while not done:
+            checkpoint()
+            done = _draw(
+                sizes, q, keys, subsets.starts, _DRAWS_AT_ONCE, progress, signatures, signed_by, chosen_by, samples
+            )
+    return subsets
+
+
+def _mixed_words(z: _Words) -> _Words:
+    z = (z ^ z >> np.uint64(30)) * _FIRST_FACTOR
+    z = (z ^ z >> np.uint64(27)) * _SECOND_FACTOR
+    mixed: _Words = z ^ z >> np.uint64(31)
+    return mixed
+
+
+_mixed = inlined(_mixed_words)
 
 
 @kernel(
-    types.int64(
-        reads(types.int64),
-        types.int64,
-        types.int64,
-        reads(types.int64),
-        writes(types.int64),
-        writes(types.bool_),
-        types.int64,
-        writes(types.int64),
+    types.boolean(
+        reads(_u8),
+        reads(_u8),
+        reads(_u8),
+        reads(_u8),
+        _u8,
+        writes(_u8),
+        writes(_u8),
+        writes(_u8),
+        writes(_u8),
+        writes(_u8),
     )
 )
-def _accept(
-    picks: Int64s,
-    n: int,
-    q: int,
-    signatures: Int64s,
-    seen: Int64s,
-    occupied: NDArray[np.bool_],
-    found: int,
-    chosen: Int64s,
-) -> int:
-    """Writes each attempt's choice whose signature is new behind the `found` first, and returns how many there are."""
-    chosen_in = np.zeros(n, np.int64)
-    for attempt in range(picks.size // q):
-        signature = 0
-        for p in range(q):
-            sample = picks[attempt * q + p]
-            if chosen_in[sample] == attempt + 1:
-                sample = n - q + p
-            chosen_in[sample] = attempt + 1
-            chosen[found * q + p] = sample
-            signature ^= signatures[sample]
-        slot = signature & (seen.size - 1)
-        while occupied[slot] and seen[slot] != signature:
-            slot = (slot + 1) & (seen.size - 1)
-        if not occupied[slot]:
-            occupied[slot] = True
-            seen[slot] = signature
-            found += 1
-    return found
+def _draw(
+    sizes: Positions,
+    q: Positions,
+    keys: NDArray[np.uint64],
+    starts: Positions,
+    most_draws: np.uint64,
+    progress: Positions,
+    signatures: NDArray[np.uint64],
+    signed_by: Positions,
+    chosen_by: Positions,
+    samples: Positions,
+) -> bool:
+    """Goes on for about so many draws, and says whether all groups have their subsets.
 
-
-def _mix(z: int) -> int:
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _WORD
-    z = (z ^ z >> 27) * 0x94D049BB133111EB & _WORD
-    return z ^ z >> 31
-
-
-def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    mixed: NDArray[np.uint64] = z ^ z >> np.uint64(31)
-    return mixed
+    `progress` holds the group at work, its next attempt, how many subsets it has, and how many attempts all groups had.
+    A place in the table of `signatures` is taken where `signed_by` has the number of the group, counted from 1; a
+    sample is chosen where `chosen_by` has that of the attempt.
+    """
+    group, attempt, found, attempts = progress[0], progress[1], progress[2], progress[3]
+    draws = np.uint64(0)
+    while group < sizes.size and draws < most_draws:
+        n, size, start = sizes[group], q[group], starts[group]
+        if size <= 1:
+            for sample in range(n if size == 1 else np.uint64(0)):
+                samples[start + sample] = sample
+            group, draws = group + _ONE, draws + n
+            continue
+        slots = _ONE
+        while slots <= n + n:
+            slots += slots
+        while found < n and draws < most_draws:
+            attempts += _ONE
+            signature = np.uint64(0)
+            for p in range(size):
+                j = n - size + p
+                draw = _mixed(keys[group] + (attempt * size + p + _ONE) * _GOLDEN)
+                sample = (draw >> np.uint64(24)) * (j + _ONE) >> np.uint64(40)
+                if chosen_by[sample] == attempts:
+                    sample = j
+                chosen_by[sample] = attempts
+                samples[start + found * size + p] = sample
+                signature ^= _mixed((sample + _ONE) * _GOLDEN)
+            slot = signature & (slots - _ONE)
+            while signed_by[slot] == group + _ONE and signatures[slot] != signature:
+                slot = (slot + _ONE) & (slots - _ONE)
+            if signed_by[slot] != group + _ONE:
+                signed_by[slot] = group + _ONE
+                signatures[slot] = signature
+                found += _ONE
+            attempt += _ONE
+            draws += size
+        if found == n:
+            group, attempt, found = group + _ONE, np.uint64(0), np.uint64(0)
+    progress[0], progress[1], progress[2], progress[3] = group, attempt, found, attempts
+    return bool(group == sizes.size)

@@ -26,12 +26,17 @@ class Variant(enum.Enum):
     LOO_MINUS_ONE_PARTITIONED = "loo_minus_one_partitioned"
     GRPO = "grpo"
 
+    # There is one object of each, and Enum's own hash is a function in Python, called several times for a batch.
+    __hash__ = object.__hash__
+
 
 class Scale(enum.Enum):
     """What the caller's loss does with a group: sum over it, or average over it (advantages n times larger)."""
 
     SUM = "sum"
     MEAN = "mean"
+
+    __hash__ = object.__hash__
 
 
 class KPolicy(enum.Enum):

@@ -16,8 +16,9 @@ from typing import TypeVar
 import numpy as np
 from numba import types
 
-from pkpo_core.arrays import Float64s, Int64s
+from pkpo_core.arrays import Flags, Float64s, Int64s, Positions
 from pkpo_core.compilation import kernel, writes
+from pkpo_core.layout import Layout
 from pkpo_core.variants import Scale, Variant
 
 CACHE_BYTES = 64 << 20
@@ -32,14 +33,21 @@ class GapForm:
         A_{j+1} = A_j + step_j gap_j
 
     Attributes:
-        anchor: weight of the largest reward.
+        anchor: weight of the largest reward, shape (1,).
+        from_zero: whether A_1 is 0 whatever the rewards, shape (1,).
         first: shape (n - 1,).
         step: shape (n - 1,).
     """
 
-    anchor: float
+    anchor: Float64s
+    from_zero: Flags
     first: Float64s
     step: Float64s
+
+    @classmethod
+    def of(cls, anchor: float, first: Float64s, step: Float64s) -> GapForm:
+        """The form with these weights."""
+        return cls(np.array([anchor]), np.array([anchor == 0.0 and not first.any()]), first, step)
 
     @property
     def nbytes(self) -> int:
@@ -135,7 +143,7 @@ def _gap_form(variant: Variant, n: int, k: int, scale: Scale) -> GapForm:
     if variant is Variant.TZSM:
         return _gap_form(Variant.SLOO_MINUS_ONE, n, n, scale)
     if variant is Variant.SLOO_MINUS_ONE and k > 1:
-        return GapForm(0.0, nothing, per_mean * k * cumulative_law(n - 1, k - 1)[1:])
+        return GapForm.of(0.0, nothing, per_mean * k * cumulative_law(n - 1, k - 1)[1:])
     if variant in (Variant.SLOO_MINUS_ONE, Variant.LOO):
         return _centred(np.full(n - 1, per_sum / (n - 1)))
     if variant is Variant.GRPO:
@@ -147,10 +155,10 @@ def _gap_form(variant: Variant, n: int, k: int, scale: Scale) -> GapForm:
         return _centred(per_mean * of_smaller)
     step = per_mean * k * of_smaller
     if variant in (Variant.S, Variant.BINARY):
-        return GapForm(per_mean * k, -step, step)
+        return GapForm.of(per_mean * k, -step, step)
     if variant is Variant.SLOO:
         baseline = per_sum * k / (n - 1) * cumulative_law(n - 1, k)[: n - 1]
-        return GapForm(-per_mean * k / (n - 1), baseline - step, step * (1 + n * k / ((n - 1) * (n - k))))
+        return GapForm.of(-per_mean * k / (n - 1), baseline - step, step * (1 + n * k / ((n - 1) * (n - k))))
     raise AssertionError(f"{variant} is no sorted variant")
 
 
@@ -158,7 +166,7 @@ def _centred(step: Float64s) -> GapForm:
     """The form with these steps whose advantages sum to zero."""
     n = step.size + 1
     above = np.arange(n - 1, 0, -1)
-    return GapForm(0.0, -step * above / n, step)
+    return GapForm.of(0.0, -step * above / n, step)
 
 
 def _maximum_law(n: int, k: int) -> MaximumLaw:
@@ -167,38 +175,52 @@ def _maximum_law(n: int, k: int) -> MaximumLaw:
     return MaximumLaw(cumulative_law(n, k)[1:n], np.ascontiguousarray(above), k - 1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rows:
     """Which row of a weight table belongs to each group of a batch.
 
     Attributes:
+        groups: the numbers of the groups that have a row, which are those that have a k.
         pairs: the (n, k) of each row.
-        row: of each group, shape (groups,); -1 where a group has no k.
+        row: of each group, shape (groups,); undefined where a group has none.
         starts: where each row's weights of the gaps begin.
     """
 
+    groups: Positions
     pairs: tuple[tuple[int, int], ...]
-    row: Int64s
-    starts: Int64s
+    row: Positions
+    starts: Positions
+
+    def joined_form(self, forms: Sequence[GapForm]) -> GapForm:
+        """The rows' gap forms, end to end."""
+        if len(forms) == 1:
+            return forms[0]
+        return GapForm(
+            np.concatenate([form.anchor for form in forms]),
+            np.concatenate([form.from_zero for form in forms]),
+            np.concatenate([form.first for form in forms]),
+            np.concatenate([form.step for form in forms]),
+        )
 
     def joined(self, weights: Sequence[Float64s]) -> Float64s:
         """The rows' weights, end to end."""
-        return weights[0] if len(weights) == 1 else np.concatenate(weights) if weights else np.empty(0)
+        return weights[0] if len(weights) == 1 else np.concatenate(weights)
 
 
-def distinct_rows(sizes: Int64s, k: Int64s) -> Rows:
+def distinct_rows(layout: Layout, k: int | Int64s) -> Rows:
     """One row for each distinct (n, k) of a batch.
 
     Args:
-        sizes: shape (groups,).
-        k: shape (groups,); 0 where a group has none.
+        layout: where each group begins and ends.
+        k: one for all groups, or shape (groups,); 0 where a group has none.
     """
-    pairs = sizes << 32 | k
-    if k[0] > 0 and (pairs == pairs[0]).all():
-        distinct, row = pairs[:1], np.zeros(pairs.size, np.int64)
-    else:
-        row = np.full(pairs.size, -1)
-        distinct, row[k > 0] = np.unique(pairs[k > 0], return_inverse=True)
-    n = distinct >> 32
-    starts = np.cumsum(n - 1) - (n - 1)
-    return Rows(tuple(zip(n.tolist(), (distinct & 0xFFFFFFFF).tolist(), strict=True)), row, starts)
+    n, number = layout.uniform_size, layout.number_of_groups
+    row = np.zeros(number, np.uint64)
+    if n is not None and not isinstance(k, np.ndarray) and k > 0:
+        return Rows(layout.groups, ((n, k),), row, np.zeros(1, np.uint64))
+    groups = np.flatnonzero(np.broadcast_to(k, number))
+    distinct, row[groups] = np.unique((layout.sizes << 32 | k)[groups], return_inverse=True)
+    gaps = (distinct >> 32) - 1
+    starts = (np.cumsum(gaps) - gaps).view(np.uint64)
+    pairs = zip((distinct >> 32).tolist(), (distinct & 0xFFFFFFFF).tolist(), strict=True)
+    return Rows(groups.view(np.uint64), tuple(pairs), row, starts)

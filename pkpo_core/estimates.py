@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,7 +16,7 @@ from pkpo_core.kernels import maximum_estimates
 from pkpo_core.layout import Layout
 from pkpo_core.order import sorting_order
 from pkpo_core.variants import Scale, Variant
-from pkpo_core.weights import GapForm, distinct_rows, gap_form, maximum_law
+from pkpo_core.weights import distinct_rows, gap_form, maximum_law
 
 SAMPLES_AT_ONCE = 1 << 18  # between two checkpoints: some milliseconds
 
@@ -109,7 +109,9 @@ def fill_estimates(
             values[:] = errors[:] = np.nan
             if rows.groups.size == 0:
                 continue
-        centered = rows.joined_form([_centered(n, k) for n, _ in rows.pairs])
+        # At k = n, where there is no CENTERED, the kernel does not use it.
+        below_n = replace(rows, k=np.minimum(k, rows.n - 1))
+        centered = gap_form(Variant.CENTERED, below_n, Scale.SUM)
         maximum_estimates(
             rewards,
             order,
@@ -118,7 +120,7 @@ def fill_estimates(
             np.uint64(k),
             rows.row,
             rows.starts,
-            rows.joined([maximum_law(n, k).above for n, _ in rows.pairs]),
+            maximum_law(rows).above,
             centered.first,
             centered.step,
             values,
@@ -132,10 +134,3 @@ def _k_within(layout: Layout, k: int) -> int | Int64s:
     if n is not None:
         return k if n >= k else 0
     return np.where(layout.sizes >= k, k, 0)
-
-
-def _centered(n: int, k: int) -> GapForm:
-    if k < n:
-        return gap_form(Variant.CENTERED, n, k, Scale.SUM)
-    unused = np.zeros(n - 1)
-    return GapForm.of(0.0, unused, unused)

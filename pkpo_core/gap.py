@@ -60,7 +60,7 @@ def fill_advantages(
         answer.advantages[:] = 0.0
         if groups.size == 0:
             return
-    form = rows.joined_form([gap_form(variant, n, k, scale) for n, k in rows.pairs])
+    form = gap_form(variant, rows, scale)
     table = (rows.row, rows.starts)
     filled = (answer.negligible, answer.advantages, answer.statuses)
     if variant not in STANDARDISED:
@@ -78,14 +78,23 @@ def fill_advantages(
     if order is None:
         order = sorting_order(layout, rewards, groups)
     grpo = variant is Variant.GRPO
-    laws = [maximum_law(n, 1 if grpo else k) for n, k in rows.pairs]
+    if grpo:
+        rows.k = np.ones_like(rows.k)
+    law = maximum_law(rows)
     # GRPO divides by the sample deviation: n / (n - 1) times the variance of one sample drawn from the group.
-    at_most = rows.joined(
-        [law.at_most * (n / (n - 1)) if grpo else law.at_most for law, (n, _) in zip(laws, rows.pairs, strict=True)]
-    )
-    above = rows.joined([law.above for law in laws])
-    lowest = np.array([law.lowest for law in laws], np.uint64)
+    at_most = law.at_most * np.repeat(rows.n / (rows.n - 1), rows.n - 1) if grpo else law.at_most
     epsilon = GRPO_EPSILON if grpo else 0.0
     standardised_advantages(
-        rewards, order, layout.offsets, groups, *table, form.first, form.step, at_most, above, lowest, epsilon, *filled
+        rewards,
+        order,
+        layout.offsets,
+        groups,
+        *table,
+        form.first,
+        form.step,
+        at_most,
+        law.above,
+        law.lowest,
+        epsilon,
+        *filled,
     )

@@ -65,12 +65,13 @@ class RewardGroups:
                 raise InvalidArgument.of(
                     "groups.group_sizes", f"is {_described(sizes)}; must be a one-dimensional array of integers"
                 )
-            refuse_any(
-                Violation(
-                    f"groups.group_sizes[{i}]", f"is {sizes[i]}; must be from 1 to {total}, the number of rewards"
+            if sizes.size > 0 and not (sizes.min() >= 1 and sizes.max() <= total):
+                refuse_any(
+                    Violation(
+                        f"groups.group_sizes[{i}]", f"is {sizes[i]}; must be from 1 to {total}, the number of rewards"
+                    )
+                    for i in np.flatnonzero((sizes < 1) | (sizes > total))[:MOST_VIOLATIONS]
                 )
-                for i in np.flatnonzero((sizes < 1) | (sizes > total))[:MOST_VIOLATIONS]
-            )
             held = int(sizes.sum(dtype=np.int64))
             if held != total:
                 raise InvalidArgument.of(

@@ -66,10 +66,12 @@ def legal_k(groups: RewardGroups, k: ArrayLike | None, variant: Variant, policy:
     if ignored:
         asked = wanted = np.ones(number, np.int64)
     else:
-        asked = np.broadcast_to(asked, number) if asked.size == 1 else asked
+        asked = np.full(number, asked[0]) if asked.size == 1 else asked
         wanted = _wanted(variant, n, asked)
         refuse_any(_unclampable(groups, field, asked, wanted, variant))
     legal = _largest_legal(variant, n, wanted)
+    if legal.min() > 0 and (legal == wanted).all():
+        return LegalK(legal, np.zeros(number, np.uint8))
     if policy is KPolicy.STRICT:
         refuse_any(_out_of_range(groups, field, asked, legal, legal != wanted, variant))
     statuses = np.where(legal == wanted, GroupStatus.FINE, GroupStatus.K_CLAMPED)
@@ -140,6 +142,8 @@ def _unclampable(
     groups: RewardGroups, field: _KField, asked: Int64s, wanted: Int64s, variant: Variant
 ) -> Iterator[Violation]:
     """What CLAMP cannot mend: k = 0, and for TZSM a k below n."""
+    if wanted.min() > 0 and variant is not Variant.TZSM:
+        return
     for i in np.flatnonzero(wanted == 0)[:MOST_VIOLATIONS].tolist():
         yield Violation(field(i), "is 0; must be at least 1")
     if variant is Variant.TZSM:

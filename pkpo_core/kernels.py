@@ -231,49 +231,6 @@ def small_gap_advantages(
     return any_left
 
 
-@inlined
-def _largest_group(offsets: Positions) -> np.uint64:
-    largest: np.uint64 = np.uint64(0)
-    for g in range(offsets.size - 1):
-        largest = max(largest, offsets[g + 1] - offsets[g])
-    return largest
-
-
-@inlined
-def _measure_gaps(
-    unit: float,
-    rewards: Float64s,
-    order: Positions,
-    start: int,
-    stop: int,
-    lowest: int,
-    gaps: Float64s,
-) -> None:
-    # Gaps below `lowest` have no weight, and could overflow in a small unit.
-    for p in range(start + _ONE, stop):
-        gap = rewards[start + order[p]] - rewards[start + order[p - _ONE]]
-        gaps[p - start - _ONE] = gap / unit if p - start > lowest else 0.0
-
-
-@inlined
-def _variance(gaps: Float64s, n: int, at_most: Float64s, above: Float64s, begin: int) -> float:
-    # Var = sum_j above_j gap_j (at_most_j gap_j + 2 sum_{i<j} at_most_i gap_i): no term is negative, nothing cancels.
-    variance = 0.0
-    below = 0.0
-    for j in range(n - _ONE):
-        variance += above[begin + j] * gaps[j] * (at_most[begin + j] * gaps[j] + 2.0 * below)
-        below += at_most[begin + j] * gaps[j]
-    return variance
-
-
-@inlined
-def _dot(gaps: Float64s, n: int, weights: Float64s, begin: int) -> float:
-    total = 0.0
-    for j in range(n - _ONE):
-        total += weights[begin + j] * gaps[j]
-    return total
-
-
 @kernel(types.void(*_sorted, *_table, *_standardised, *_answer))
 def standardised_advantages(
     rewards: Float64s,
@@ -294,31 +251,43 @@ def standardised_advantages(
 ) -> None:
     """Fills `out` with the gap form divided by (the standard deviation that `at_most` and `above` describe + epsilon).
 
-    Measured in the spread of the rewards that have weight, so that no square over- or underflows. Exactly 0 where the
-    deviation is.
+    Var = sum_j above_j gap_j (at_most_j gap_j + 2 sum_{i<j} at_most_i gap_i): no term is negative, nothing cancels.
+    Gaps are measured in the spread of the rewards that have weight, those from `lowest` on, so that no square over- or
+    underflows. Exactly 0 where the deviation is.
     """
-    gaps = np.empty(_largest_group(offsets))
     for group in groups:
         start, stop, r = offsets[group], offsets[group + _ONE], row[group]
-        n, begin = stop - start, row_starts[r]
+        least, weights = lowest[r], row_starts[r] - _ONE
+        ranks = range(least + _ONE, stop - start)
+        smallest = rewards[start + order[start + least]]
+        spread = rewards[start + order[stop - _ONE]] - smallest
         variance = 0.0
-        spread = rewards[start + order[stop - _ONE]] - rewards[start + order[start + lowest[r]]]
+        lowest_advantage = 0.0
         if spread > 0.0:
-            _measure_gaps(spread, rewards, order, start, stop, lowest[r], gaps)
-            variance = _variance(gaps, n, at_most, above, begin)
+            below = smallest
+            covered = 0.0
+            for j in ranks:
+                reward = rewards[start + order[start + j]]
+                gap = (reward - below) / spread
+                variance += above[weights + j] * gap * (at_most[weights + j] * gap + 2.0 * covered)
+                covered += at_most[weights + j] * gap
+                lowest_advantage += first[weights + j] * gap
+                below = reward
         if variance == 0.0:
             for p in range(start, stop):
                 out[p] = 0.0
             statuses[group] = max(statuses[group], _NO_SIGNAL)
             continue
         deviation = math.sqrt(variance) + epsilon / spread
-        smallest = _dot(gaps, n, first, begin)
-        advantage = smallest
-        out[start + order[start]] = advantage / deviation
-        for j in range(n - _ONE):
-            advantage += step[begin + j] * gaps[j]
-            out[start + order[start + j + _ONE]] = advantage / deviation
-        if smallest / deviation >= -negligible and advantage / deviation <= negligible:
+        for j in range(least + _ONE):
+            out[start + order[start + j]] = lowest_advantage / deviation
+        advantage, below = lowest_advantage, smallest
+        for j in ranks:
+            index = start + order[start + j]
+            advantage += step[weights + j] * ((rewards[index] - below) / spread)
+            out[index] = advantage / deviation
+            below = rewards[index]
+        if lowest_advantage / deviation >= -negligible and advantage / deviation <= negligible:
             statuses[group] = max(statuses[group], _NO_SIGNAL)
 
 
@@ -339,30 +308,40 @@ def maximum_estimates(
 ) -> None:
     """Fills max@k of each group, x_1 + above . gaps, and its jackknife standard error.
 
-    The error is sqrt((n-1)/n sum_i centered_i^2), with `first` and `step` the weights of the centered gap form,
-    measured in the spread of the rewards so that no square over- or underflows. Where k = n it is NaN; groups have at
-    least k samples.
+    The error is sqrt((n-1)/n sum_i centered_i^2), with `first` and `step` the weights of the centered gap form, whose
+    values are the same for the k smallest rewards; measured in the spread of the others, so that no square over- or
+    underflows. Where k = n it is NaN; groups have at least k samples.
     """
-    gaps = np.empty(_largest_group(offsets))
-    for g in groups:
-        start, stop = offsets[g], offsets[g + _ONE]
-        n = stop - start
-        begin = row_starts[row[g]]
-        _measure_gaps(1.0, rewards, order, start, stop, np.uint64(0), gaps)
-        values_out[g] = rewards[start + order[start]] + _dot(gaps, n, above, begin)
-        errors_out[g] = math.nan
+    for group in groups:
+        start, n = offsets[group], offsets[group + _ONE] - offsets[group]
+        weights = row_starts[row[group]] - _ONE
+        smallest = below = rewards[start + order[start]]
+        gained = 0.0
+        for j in range(_ONE, n):
+            reward = rewards[start + order[start + j]]
+            gained += above[weights + j] * (reward - below)
+            below = reward
+        values_out[group] = smallest + gained
+        errors_out[group] = math.nan
         if k == n:
             continue
-        spread = rewards[start + order[stop - _ONE]] - rewards[start + order[start + k - _ONE]]
-        errors_out[g] = 0.0
+        spread = below - rewards[start + order[start + k - _ONE]]
+        errors_out[group] = 0.0
         if spread > 0.0:
-            _measure_gaps(spread, rewards, order, start, stop, k - _ONE, gaps)
-            centered = _dot(gaps, n, first, begin)
-            squares = centered * centered
-            for j in range(n - _ONE):
-                centered += step[begin + j] * gaps[j]
+            centered = 0.0
+            below = rewards[start + order[start + k - _ONE]]
+            for j in range(k, n):
+                reward = rewards[start + order[start + j]]
+                centered += first[weights + j] * ((reward - below) / spread)
+                below = reward
+            squares = k * (centered * centered)
+            below = rewards[start + order[start + k - _ONE]]
+            for j in range(k, n):
+                reward = rewards[start + order[start + j]]
+                centered += step[weights + j] * ((reward - below) / spread)
                 squares += centered * centered
-            errors_out[g] = spread * math.sqrt((n - _ONE) / n * squares)
+                below = reward
+            errors_out[group] = spread * math.sqrt((n - _ONE) / n * squares)
 
 
 @kernel(types.void(reads(_f8), reads(_u8), *_answer))

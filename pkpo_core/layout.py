@@ -43,7 +43,8 @@ class Layout:
         if isinstance(group_sizes, np.ndarray):
             self.uniform_size: int | None = None
             self.number_of_groups: int = group_sizes.size
-            self.offsets = np.concatenate((np.zeros(1, np.uint64), np.cumsum(group_sizes, dtype=np.uint64)))
+            self.offsets = np.zeros(group_sizes.size + 1, np.uint64)
+            group_sizes.cumsum(dtype=np.uint64, out=self.offsets[1:])
             self._sizes = group_sizes
         else:
             self.uniform_size = group_sizes

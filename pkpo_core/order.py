@@ -74,7 +74,12 @@ def largest_side_by_side(layout: Layout) -> int:
 
 def by_size(layout: Layout, groups: Positions) -> Positions:
     """The groups by ascending size."""
-    return groups if layout.uniform_size is not None else groups[np.argsort(layout.sizes[groups], kind="stable")]
+    if layout.uniform_size is not None:
+        return groups
+    sizes = layout.sizes[groups]
+    if sizes.max() < 1 << 16:
+        sizes = sizes.astype(np.uint16)  # which NumPy sorts by radix
+    return groups[np.argsort(sizes, kind="stable")]
 
 
 @inlined

@@ -94,18 +94,15 @@ def drawn_subsets(n: Int64s, k: Int64s, keys: NDArray[np.uint64], checkpoint: Ca
     largest = int(n.max())
     slots = 1 << (2 * largest).bit_length()
     progress = np.zeros(4, np.uint64)
-    signatures, signed_by, chosen_by = (
-        np.empty(slots, np.uint64),
-        np.zeros(slots, np.uint64),
-        np.zeros(largest, np.uint64),
-    )
+    chosen_by, signed_by = np.zeros(largest, np.uint64), np.zeros(slots, np.uint64)
+    signatures = np.empty(slots, np.uint64)
     done = False
     with np.errstate(over="ignore"):
+        names = _mixed_words(np.arange(1, largest + 1, dtype=np.uint64) * _GOLDEN)
+        table = (names, chosen_by, signatures, signed_by)
         while not done:
             checkpoint()
-            done = _draw(
-                sizes, q, keys, subsets.starts, _DRAWS_AT_ONCE, progress, signatures, signed_by, chosen_by, samples
-            )
+            done = _draw(sizes, q, keys, subsets.starts, _DRAWS_AT_ONCE, progress, *table, samples)
     return subsets
 
 
@@ -119,20 +116,11 @@ def _mixed_words(z: _Words) -> _Words:
 _mixed = inlined(_mixed_words)
 
 
-@kernel(
-    types.boolean(
-        reads(_u8),
-        reads(_u8),
-        reads(_u8),
-        reads(_u8),
-        _u8,
-        writes(_u8),
-        writes(_u8),
-        writes(_u8),
-        writes(_u8),
-        writes(_u8),
-    )
-)
+_groups = (reads(_u8), reads(_u8), reads(_u8), reads(_u8))
+_tables = (reads(_u8), writes(_u8), writes(_u8), writes(_u8))
+
+
+@kernel(types.boolean(*_groups, _u8, writes(_u8), *_tables, writes(_u8)))
 def _draw(
     sizes: Positions,
     q: Positions,
@@ -140,16 +128,17 @@ def _draw(
     starts: Positions,
     most_draws: np.uint64,
     progress: Positions,
+    names: NDArray[np.uint64],
+    chosen_by: Positions,
     signatures: NDArray[np.uint64],
     signed_by: Positions,
-    chosen_by: Positions,
     samples: Positions,
 ) -> bool:
     """Goes on for about so many draws, and says whether all groups have their subsets.
 
     `progress` holds the group at work, its next attempt, how many subsets it has, and how many attempts all groups had.
-    A place in the table of `signatures` is taken where `signed_by` has the number of the group, counted from 1; a
-    sample is chosen where `chosen_by` has that of the attempt.
+    A sample is chosen where `chosen_by` has the number of the attempt; `names` has what it adds to the signature. A
+    place in the table of `signatures` is taken where `signed_by` has the number of the group, counted from 1.
     """
     group, attempt, found, attempts = progress[0], progress[1], progress[2], progress[3]
     draws = np.uint64(0)
@@ -170,11 +159,10 @@ def _draw(
                 j = n - size + p
                 draw = _mixed(keys[group] + (attempt * size + p + _ONE) * _GOLDEN)
                 sample = (draw >> np.uint64(24)) * (j + _ONE) >> np.uint64(40)
-                if chosen_by[sample] == attempts:
-                    sample = j
+                sample = j if chosen_by[sample] == attempts else sample
                 chosen_by[sample] = attempts
                 samples[start + found * size + p] = sample
-                signature ^= _mixed((sample + _ONE) * _GOLDEN)
+                signature ^= names[sample]
             slot = signature & (slots - _ONE)
             while signed_by[slot] == group + _ONE and signatures[slot] != signature:
                 slot = (slot + _ONE) & (slots - _ONE)

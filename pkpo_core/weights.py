@@ -1,15 +1,18 @@
-"""The weights that make the one gap-form kernel each variant, cached by variant, group size, k and scale.
+"""The weights that make the one gap-form kernel each variant.
 
 Every weight of the family is a multiple of one distribution: that of the rank of the largest of k samples drawn without
 replacement from n. Its cumulative form, C(j, k) / C(n, k), falls from 1 at j = n by the factor (j - k) / j, so that no
 binomial is ever computed, nothing overflows, and what underflows is rightly 0.
+
+A table holds the weights of one or more pairs (n, k), row after row. Tables of one row, which batches of equal groups
+need, are kept; others are made anew, at a cost below that of transforming the groups they are for.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,11 +20,73 @@ import numpy as np
 from numba import types
 
 from pkpo_core.arrays import Flags, Float64s, Int64s, Positions
-from pkpo_core.compilation import kernel, writes
+from pkpo_core.compilation import kernel, reads, writes
 from pkpo_core.layout import Layout
 from pkpo_core.variants import Scale, Variant
 
 CACHE_BYTES = 64 << 20
+_i8, _f8 = types.int64, types.float64
+
+
+@dataclass(slots=True)
+class Rows:
+    """Which row of a table belongs to each group of a batch.
+
+    Attributes:
+        groups: the numbers of the groups that have a row, which are those that have a k.
+        row: of each group, shape (groups,); undefined where a group has none.
+        n: of each row.
+        k: of each row.
+        starts: where each row's weights of the gaps begin.
+    """
+
+    groups: Positions
+    row: Positions
+    n: Int64s
+    k: Int64s
+    starts: Positions
+
+
+def distinct_rows(layout: Layout, k: int | Int64s) -> Rows:
+    """One row for each distinct (n, k) of a batch.
+
+    Args:
+        layout: where each group begins and ends.
+        k: one for all groups, or shape (groups,); 0 where a group has none.
+    """
+    n, number = layout.uniform_size, layout.number_of_groups
+    if n is not None and not isinstance(k, np.ndarray) and k > 0:
+        row = np.zeros(number, np.uint64)
+        return Rows(layout.groups, row, np.array([n]), np.array([k]), np.zeros(1, np.uint64))
+    every_k = k if isinstance(k, np.ndarray) else np.full(number, k)
+    groups = every_k.nonzero()[0].view(np.uint64)
+    row = np.empty(number, np.uint64)
+    if groups.size < number:
+        sizes, every_k = layout.sizes[groups], every_k[groups]
+        row_n, row_k, row[groups] = _distinct_pairs(sizes, every_k, layout.total)
+    else:
+        row_n, row_k, row[:] = _distinct_pairs(layout.sizes, every_k, layout.total)
+    gaps = row_n - 1
+    return Rows(groups, row, row_n, row_k, (gaps.cumsum() - gaps).view(np.uint64))
+
+
+def _distinct_pairs(n: Int64s, k: Int64s, room: int) -> tuple[Int64s, Int64s, Int64s]:
+    """The distinct pairs of n and k, and which of them each pair is."""
+    if n.size == 0:
+        return n, k, n
+    base = int(k.max()) + 1
+    codes = n * base + k
+    most = int(codes.max()) + 1
+    if most > 4 * room:
+        distinct, number = np.unique(codes, return_inverse=True)
+    else:
+        seen = np.zeros(most, np.bool_)
+        seen[codes] = True
+        distinct = seen.nonzero()[0]
+        numbers = np.empty(most, np.int64)
+        numbers[distinct] = np.arange(distinct.size)
+        number = numbers[codes]
+    return distinct // base, distinct % base, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +98,16 @@ class GapForm:
         A_{j+1} = A_j + step_j gap_j
 
     Attributes:
-        anchor: weight of the largest reward, shape (1,).
-        from_zero: whether A_1 is 0 whatever the rewards, shape (1,).
-        first: shape (n - 1,).
-        step: shape (n - 1,).
+        anchor: weight of the largest reward, shape (rows,).
+        from_zero: whether A_1 is 0 whatever the rewards, shape (rows,).
+        first: shape (gaps,), rows end to end.
+        step: shape (gaps,), rows end to end.
     """
 
     anchor: Float64s
     from_zero: Flags
     first: Float64s
     step: Float64s
-
-    @classmethod
-    def of(cls, anchor: float, first: Float64s, step: Float64s) -> GapForm:
-        """The form with these weights."""
-        return cls(np.array([anchor]), np.array([anchor == 0.0 and not first.any()]), first, step)
 
     @property
     def nbytes(self) -> int:
@@ -59,32 +119,18 @@ class MaximumLaw:
     """The law of the largest of k samples drawn from a group's n without replacement, at its gaps.
 
     Attributes:
-        at_most: P(max <= x_j), j = 1..n-1.
-        above: P(max > x_j), j = 1..n-1, summed from the top, so precise where it is small.
-        lowest: the index of the smallest reward that can be the maximum, k - 1.
+        at_most: P(max <= x_j), j = 1..n-1, shape (gaps,), rows end to end.
+        above: P(max > x_j), j = 1..n-1, summed from the top, so precise where it is small; shape (gaps,).
+        lowest: the index of the smallest reward that can be the maximum, k - 1, shape (rows,).
     """
 
     at_most: Float64s
     above: Float64s
-    lowest: int
+    lowest: Positions
 
     @property
     def nbytes(self) -> int:
         return self.at_most.nbytes + self.above.nbytes
-
-
-@kernel(types.void(types.int64, types.int64, writes(types.float64)))
-def _descend(n: int, k: int, cumulative: Float64s) -> None:
-    cumulative[n] = 1.0
-    for j in range(n, 0, -1):
-        cumulative[j - 1] = cumulative[j] * (j - k) / j if j > k else 0.0
-
-
-def cumulative_law(n: int, k: int) -> Float64s:
-    """C(j, k) / C(n, k) for j = 0..n: the probability that the largest of k of n samples is among the j smallest."""
-    cumulative = np.empty(n + 1)
-    _descend(n, k, cumulative)
-    return cumulative
 
 
 Cached = TypeVar("Cached", GapForm, MaximumLaw)
@@ -119,108 +165,104 @@ class _WeightCache:
 _cache = _WeightCache(CACHE_BYTES)
 
 
-def gap_form(variant: Variant, n: int, k: int, scale: Scale) -> GapForm:
+def gap_form(variant: Variant, rows: Rows, scale: Scale) -> GapForm:
     """The weights of one of the sorted variants.
 
     Args:
         variant: any but the bootstrap and the block-wise variants, which are made of these.
-        n: group size, at least 1.
-        k: legal for the variant.
+        rows: pairs that are legal for the variant.
         scale: SUM or MEAN.
     """
-    return _cache.get((variant, n, k, scale), lambda: _gap_form(variant, n, k, scale))
+    if rows.n.size > 1:
+        return _gap_form(variant, rows.n, rows.k, scale)
+    n, k = rows.n.item(), rows.k.item()
+    return _cache.get((variant, n, k, scale), lambda: _gap_form(variant, rows.n, rows.k, scale))
 
 
-def maximum_law(n: int, k: int) -> MaximumLaw:
+def maximum_law(rows: Rows) -> MaximumLaw:
     """The law of the largest of k of n samples, 1 <= k <= n."""
-    return _cache.get((MaximumLaw, n, k, None), lambda: _maximum_law(n, k))
+    if rows.n.size > 1:
+        return _maximum_law(rows.n, rows.k)
+    n, k = rows.n.item(), rows.k.item()
+    return _cache.get((MaximumLaw, n, k, None), lambda: _maximum_law(rows.n, rows.k))
 
 
-def _gap_form(variant: Variant, n: int, k: int, scale: Scale) -> GapForm:
-    per_sum = 1.0 if scale is Scale.SUM else float(n)
-    per_mean = per_sum / n
-    nothing = np.zeros(n - 1)
+def _gap_form(variant: Variant, n: Int64s, k: Int64s, scale: Scale) -> GapForm:
     if variant is Variant.TZSM:
         return _gap_form(Variant.SLOO_MINUS_ONE, n, n, scale)
-    if variant is Variant.SLOO_MINUS_ONE and k > 1:
-        return GapForm.of(0.0, nothing, per_mean * k * cumulative_law(n - 1, k - 1)[1:])
-    if variant in (Variant.SLOO_MINUS_ONE, Variant.LOO):
-        return _centred(np.full(n - 1, per_sum / (n - 1)))
+    gaps = n - 1
+    per_sum = np.ones(n.size) if scale is Scale.SUM else n.astype(np.float64)
+    per_mean = per_sum / n
+    if variant is Variant.SLOO_MINUS_ONE:
+        step = (per_mean * k).repeat(gaps) * _cumulative_law(gaps, k - 1, n, 1)
+        if k.min() > 1:
+            return GapForm(np.zeros(n.size), np.ones(n.size, np.bool_), np.zeros(step.size), step)
+        loo = _gap_form(Variant.LOO, n, k, scale)
+        return GapForm(loo.anchor, k > 1, loo.first, np.where((k == 1).repeat(gaps), loo.step, step))
+    if variant is Variant.LOO:
+        return _centred(n, (per_sum / gaps).repeat(gaps))
     if variant is Variant.GRPO:
-        return _centred(np.full(n - 1, per_mean))
-    of_smaller = cumulative_law(n - 1, k - 1)[: n - 1]  # C(j-1, k-1) / C(n-1, k-1)
+        return _centred(n, per_mean.repeat(gaps))
+    of_smaller = _cumulative_law(gaps, k - 1, n, 0)  # C(j-1, k-1) / C(n-1, k-1)
     if variant is Variant.CENTERED:
-        return _centred(per_mean * n / (n - k) * k * of_smaller)
+        return _centred(n, (per_mean * n / (n - k) * k).repeat(gaps) * of_smaller)
     if variant is Variant.PASSK_ANALYTIC:
-        return _centred(per_mean * of_smaller)
-    step = per_mean * k * of_smaller
+        return _centred(n, per_mean.repeat(gaps) * of_smaller)
+    step = (per_mean * k).repeat(gaps) * of_smaller
     if variant in (Variant.S, Variant.BINARY):
-        return GapForm.of(per_mean * k, -step, step)
+        return _form(per_mean * k, -step, step)
     if variant is Variant.SLOO:
-        baseline = per_sum * k / (n - 1) * cumulative_law(n - 1, k)[: n - 1]
-        return GapForm.of(-per_mean * k / (n - 1), baseline - step, step * (1 + n * k / ((n - 1) * (n - k))))
+        baseline = (per_sum * k / gaps).repeat(gaps) * _cumulative_law(gaps, k, n, 0)
+        return _form(-per_mean * k / gaps, baseline - step, step * (1 + n * k / (gaps * (n - k))).repeat(gaps))
     raise AssertionError(f"{variant} is no sorted variant")
 
 
-def _centred(step: Float64s) -> GapForm:
+def _form(anchor: Float64s, first: Float64s, step: Float64s) -> GapForm:
+    return GapForm(anchor, np.zeros(anchor.size, np.bool_), first, step)
+
+
+def _centred(n: Int64s, step: Float64s) -> GapForm:
     """The form with these steps whose advantages sum to zero."""
-    n = step.size + 1
-    above = np.arange(n - 1, 0, -1)
-    return GapForm.of(0.0, -step * above / n, step)
+    gaps = n - 1
+    above = gaps.cumsum().repeat(gaps) - np.arange(step.size)
+    return _form(np.zeros(n.size), -step * above / n.repeat(gaps), step)
 
 
-def _maximum_law(n: int, k: int) -> MaximumLaw:
-    law = k / n * cumulative_law(n - 1, k - 1)  # P(max = x_{j+1}), j = 0..n-1
-    above = np.cumsum(law[:0:-1])[::-1]
-    return MaximumLaw(cumulative_law(n, k)[1:n], np.ascontiguousarray(above), k - 1)
+def _maximum_law(n: Int64s, k: Int64s) -> MaximumLaw:
+    gaps = n - 1
+    at_most = _cumulative_law(n, k, n, 1)
+    above = (k / n).repeat(gaps) * _cumulative_law(gaps, k - 1, n, 1)  # P(max = x_{j+1}) at gap j
+    _sum_from_top(gaps, above)
+    return MaximumLaw(at_most, above, (k - 1).view(np.uint64))
 
 
-@dataclass(slots=True)
-class Rows:
-    """Which row of a weight table belongs to each group of a batch.
-
-    Attributes:
-        groups: the numbers of the groups that have a row, which are those that have a k.
-        pairs: the (n, k) of each row.
-        row: of each group, shape (groups,); undefined where a group has none.
-        starts: where each row's weights of the gaps begin.
-    """
-
-    groups: Positions
-    pairs: tuple[tuple[int, int], ...]
-    row: Positions
-    starts: Positions
-
-    def joined_form(self, forms: Sequence[GapForm]) -> GapForm:
-        """The rows' gap forms, end to end."""
-        if len(forms) == 1:
-            return forms[0]
-        return GapForm(
-            np.concatenate([form.anchor for form in forms]),
-            np.concatenate([form.from_zero for form in forms]),
-            np.concatenate([form.first for form in forms]),
-            np.concatenate([form.step for form in forms]),
-        )
-
-    def joined(self, weights: Sequence[Float64s]) -> Float64s:
-        """The rows' weights, end to end."""
-        return weights[0] if len(weights) == 1 else np.concatenate(weights)
+def _cumulative_law(of: Int64s, k: Int64s, n: Int64s, first: int) -> Float64s:
+    """C(j, k) / C(of, k), the probability that the largest of k of so many samples is among the j smallest, for
+    j = first .. first + n - 2 of each row, rows end to end."""
+    law = np.empty(int(n.sum()) - n.size)
+    _descend(of, k, n, first, law)
+    return law
 
 
-def distinct_rows(layout: Layout, k: int | Int64s) -> Rows:
-    """One row for each distinct (n, k) of a batch.
+@kernel(types.void(reads(_i8), reads(_i8), reads(_i8), _i8, writes(_f8)))
+def _descend(of: Int64s, k: Int64s, row_n: Int64s, first: int, law: Float64s) -> None:
+    end = 0
+    for r in range(row_n.size):
+        end += row_n[r] - 1
+        cumulative = 1.0
+        for j in range(of[r], first - 1, -1):
+            below = first + row_n[r] - 2 - j  # how far under the last place of the row
+            if below >= 0:
+                law[end - 1 - below] = cumulative
+            cumulative = cumulative * (j - k[r]) / j if j > k[r] else 0.0
 
-    Args:
-        layout: where each group begins and ends.
-        k: one for all groups, or shape (groups,); 0 where a group has none.
-    """
-    n, number = layout.uniform_size, layout.number_of_groups
-    row = np.zeros(number, np.uint64)
-    if n is not None and not isinstance(k, np.ndarray) and k > 0:
-        return Rows(layout.groups, ((n, k),), row, np.zeros(1, np.uint64))
-    groups = np.flatnonzero(np.broadcast_to(k, number))
-    distinct, row[groups] = np.unique((layout.sizes << 32 | k)[groups], return_inverse=True)
-    gaps = (distinct >> 32) - 1
-    starts = (np.cumsum(gaps) - gaps).view(np.uint64)
-    pairs = zip((distinct >> 32).tolist(), (distinct & 0xFFFFFFFF).tolist(), strict=True)
-    return Rows(groups.view(np.uint64), tuple(pairs), row, starts)
+
+@kernel(types.void(reads(_i8), writes(_f8)))
+def _sum_from_top(gaps: Int64s, values: Float64s) -> None:
+    start = 0
+    for r in range(gaps.size):
+        total = 0.0
+        for i in range(start + gaps[r] - 1, start - 1, -1):
+            total += values[i]
+            values[i] = total
+        start += gaps[r]

@@ -48,6 +48,7 @@ KINDS: dict[str, Callable[[np.random.Generator, int], NDArray[np.float64]]] = {
     "all_equal": lambda rng, n: np.full(n, rng.choice([0.0, 0.1, 1.0, -3.7])),
     "offset": lambda rng, n: 1e6 + 1e-3 * rng.normal(size=n),
     "tiny": lambda rng, n: 1e-300 * rng.normal(size=n),
+    "last bits": lambda rng, n: 1.0 + rng.integers(0, 3 * n, n) * 2.0**-52,
 }
 BINARY_KINDS: dict[str, Callable[[np.random.Generator, int], NDArray[np.float64]]] = {
     "binary": KINDS["binary"],

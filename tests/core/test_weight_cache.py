@@ -25,7 +25,7 @@ class Made:
     def _make(self, k: int, size: int) -> Callable[[], GapForm]:
         def make() -> GapForm:
             self.made.append(k)
-            return GapForm(0.0, np.zeros(0), np.zeros(size // 8))
+            return GapForm(np.zeros(1), np.zeros(1, np.bool_), np.zeros(0), np.zeros(size // 8))
 
         return make
 

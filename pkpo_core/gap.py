@@ -8,12 +8,13 @@ import numpy as np
 
 from pkpo_core.arrays import Float64s, Int64s, Positions, Statuses
 from pkpo_core.kernels import gap_advantages, small_gap_advantages, standardised_advantages
-from pkpo_core.layout import Layout
+from pkpo_core.layout import Layout, runs
 from pkpo_core.order import by_size, largest_side_by_side, order_by_numpy, sorting_order
 from pkpo_core.variants import Scale, Variant
 from pkpo_core.weights import distinct_rows, gap_form, maximum_law
 
 GRPO_EPSILON = 1e-6  # verl's
+_SORTED_AT_ONCE = 1 << 15  # so that an order is still in the cache when it is used
 
 STANDARDISED = (Variant.PASSK_ANALYTIC, Variant.GRPO)
 
@@ -71,9 +72,15 @@ def fill_advantages(
             largest = largest_side_by_side(layout)
             if not small_gap_advantages(rewards, layout.offsets, groups, largest, *table, *weights, *filled, left):
                 return
-            groups = np.flatnonzero(left).view(np.uint64)
-            order = order_by_numpy(layout, rewards, groups)
-        gap_advantages(rewards, order, layout.offsets, groups, *table, *weights, *filled)
+            unsorted = np.flatnonzero(left).view(np.uint64)
+            sizes = layout.sizes[unsorted]
+            for run in runs(sizes, _SORTED_AT_ONCE):
+                order = order_by_numpy(layout, rewards, unsorted[run])
+                starts = (sizes[run].cumsum() - sizes[run]).view(np.uint64)
+                gap_advantages(rewards, order, starts, layout.offsets, unsorted[run], *table, *weights, *filled)
+            return
+        starts = layout.offsets[groups]
+        gap_advantages(rewards, order, starts, layout.offsets, groups, *table, *weights, *filled)
         return
     if order is None:
         order = sorting_order(layout, rewards, groups)

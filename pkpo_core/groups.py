@@ -15,6 +15,7 @@ from pkpo_core.errors import MOST_VIOLATIONS, InvalidArgument, Violation, refuse
 from pkpo_core.layout import Layout, layout_of
 
 LARGEST_REWARD = 1e100
+_DTYPES = (np.dtype(np.float64), np.dtype(np.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +41,14 @@ class RewardGroups:
 
     def __post_init__(self) -> None:
         rewards = self.rewards
-        if not isinstance(rewards, np.ndarray) or rewards.ndim != 1 or rewards.dtype not in (np.float64, np.float32):
+        if not isinstance(rewards, np.ndarray) or rewards.ndim != 1 or rewards.dtype not in _DTYPES:
             raise InvalidArgument.of(
                 "groups.rewards", f"is {_described(rewards)}; must be a one-dimensional array of float64 or float32"
             )
         if rewards.size == 0:
             raise InvalidArgument.of("groups.rewards", "is empty; must hold at least one reward")
         self._check_sizes()
-        largest = np.float64(LARGEST_REWARD) if rewards.dtype == np.float64 else np.finfo(np.float32).max
+        largest = LARGEST_REWARD if rewards.dtype == _DTYPES[0] else np.finfo(np.float32).max
         if _number_within(np.ascontiguousarray(rewards, np.float64), largest) < rewards.size:
             refuse_any(
                 Violation(f"groups.rewards[{i}]", f"is {rewards[i]}; must be finite and of magnitude at most 1e100")

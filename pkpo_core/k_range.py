@@ -101,7 +101,7 @@ def k_values(field: str, k: ArrayLike) -> Int64s:
         InvalidArgument: not integers, or outside 0 .. 2^32 - 1.
     """
     if is_whole(k) and 0 <= k <= LARGEST_K:
-        return np.array([k], np.int64)
+        return _only_k(int(k))
     values = np.atleast_1d(np.asarray(k))
     if values.size == 0:
         return np.empty(0, np.int64)
@@ -115,6 +115,11 @@ def k_values(field: str, k: ArrayLike) -> Int64s:
             for i in np.flatnonzero((values < 0) | (values > LARGEST_K))[:MOST_VIOLATIONS]
         )
     return values.astype(np.int64)
+
+
+@lru_cache(maxsize=256)
+def _only_k(k: int) -> Int64s:
+    return np.array([k])
 
 
 def _largest_legal(variant: Variant, n: Int64s, wanted: Int64s) -> Int64s:

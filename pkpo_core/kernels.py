@@ -66,14 +66,14 @@ def _climb(
             continue
         start, at, r = offsets[group], index_starts[i], row[group]
         ranks = range(_ONE, offsets[group + _ONE] - start)
-        weights = row_starts[r] - _ONE
+        weights = row_starts[r]
         smallest = rewards[start + indices[at]]
         lowest = 0.0
         if not from_zero[r]:
             below = smallest
             for j in ranks:
                 above = rewards[start + indices[at + j * index_stride]]
-                lowest += first[weights + j] * (above - below)
+                lowest += first[weights + j - _ONE] * (above - below)
                 below = above
             lowest += anchor[r] * below
         out[start + indices[at]] = lowest
@@ -81,17 +81,18 @@ def _climb(
         for j in ranks:
             index = start + indices[at + j * index_stride]
             above = rewards[index]
-            advantage += step[weights + j] * (above - below)
+            advantage += step[weights + j - _ONE] * (above - below)
             out[index] = advantage
             below = above
         if below == smallest or (lowest >= -negligible and advantage <= negligible):
             statuses[group] = max(statuses[group], _NO_SIGNAL)
 
 
-@kernel(types.void(*_sorted, *_table, *_form, *_answer))
+@kernel(types.void(reads(_f8), reads(_u8), *_sorted[1:], *_table, *_form, *_answer))
 def gap_advantages(
     rewards: Float64s,
     order: Positions,
+    order_starts: Positions,
     offsets: Positions,
     groups: Positions,
     row: Positions,
@@ -104,16 +105,12 @@ def gap_advantages(
     out: Float64s,
     statuses: Statuses,
 ) -> None:
-    """Fills `out` with the advantages in gap form."""
-    number = np.uint64(groups.size)
-    starts = np.empty(number, np.uint64)
-    for i in range(number):
-        starts[i] = offsets[groups[i]]
+    """Fills `out` with the advantages in gap form, from an order that begins for each of `groups` at `order_starts`."""
     table = (row, row_starts)
     form = (anchor, from_zero, first, step)
     none = np.zeros(offsets.size, np.bool_)
-    every = (np.uint64(0), number)
-    _climb(rewards, order, starts, _ONE, offsets, groups, *every, *table, *form, negligible, out, statuses, none)
+    every = (np.uint64(0), np.uint64(groups.size))
+    _climb(rewards, order, order_starts, _ONE, offsets, groups, *every, *table, *form, negligible, out, statuses, none)
 
 
 @inlined
@@ -161,15 +158,15 @@ def _fill_two_valued(
             number += _ONE
             continue
         gap = high - low
-        weight = row_starts[r] + min(lows, stop - start - _ONE) - _ONE
+        weight = row_starts[r] + min(lows, stop - start - _ONE)
         of_low = 0.0
         if not from_zero[r]:
             if stop - start > _ONE:
-                of_low += first[weight] * gap
+                of_low += first[weight - _ONE] * gap
             of_low += anchor[r] * high
         of_high = of_low
         if stop - start > _ONE:
-            of_high += step[weight] * gap
+            of_high += step[weight - _ONE] * gap
         for p in range(start, stop):
             out[p] = of_low if rewards[p] == low else of_high
         if gap == 0.0 or (of_low >= -negligible and of_high <= negligible):
@@ -257,7 +254,7 @@ def standardised_advantages(
     """
     for group in groups:
         start, stop, r = offsets[group], offsets[group + _ONE], row[group]
-        least, weights = lowest[r], row_starts[r] - _ONE
+        least, weights = lowest[r], row_starts[r]
         ranks = range(least + _ONE, stop - start)
         smallest = rewards[start + order[start + least]]
         spread = rewards[start + order[stop - _ONE]] - smallest
@@ -269,9 +266,9 @@ def standardised_advantages(
             for j in ranks:
                 reward = rewards[start + order[start + j]]
                 gap = (reward - below) / spread
-                variance += above[weights + j] * gap * (at_most[weights + j] * gap + 2.0 * covered)
-                covered += at_most[weights + j] * gap
-                lowest_advantage += first[weights + j] * gap
+                variance += above[weights + j - _ONE] * gap * (at_most[weights + j - _ONE] * gap + 2.0 * covered)
+                covered += at_most[weights + j - _ONE] * gap
+                lowest_advantage += first[weights + j - _ONE] * gap
                 below = reward
         if variance == 0.0:
             for p in range(start, stop):
@@ -284,7 +281,7 @@ def standardised_advantages(
         advantage, below = lowest_advantage, smallest
         for j in ranks:
             index = start + order[start + j]
-            advantage += step[weights + j] * ((rewards[index] - below) / spread)
+            advantage += step[weights + j - _ONE] * ((rewards[index] - below) / spread)
             out[index] = advantage / deviation
             below = rewards[index]
         if lowest_advantage / deviation >= -negligible and advantage / deviation <= negligible:
@@ -314,12 +311,12 @@ def maximum_estimates(
     """
     for group in groups:
         start, n = offsets[group], offsets[group + _ONE] - offsets[group]
-        weights = row_starts[row[group]] - _ONE
+        weights = row_starts[row[group]]
         smallest = below = rewards[start + order[start]]
         gained = 0.0
         for j in range(_ONE, n):
             reward = rewards[start + order[start + j]]
-            gained += above[weights + j] * (reward - below)
+            gained += above[weights + j - _ONE] * (reward - below)
             below = reward
         values_out[group] = smallest + gained
         errors_out[group] = math.nan
@@ -332,13 +329,13 @@ def maximum_estimates(
             below = rewards[start + order[start + k - _ONE]]
             for j in range(k, n):
                 reward = rewards[start + order[start + j]]
-                centered += first[weights + j] * ((reward - below) / spread)
+                centered += first[weights + j - _ONE] * ((reward - below) / spread)
                 below = reward
             squares = k * (centered * centered)
             below = rewards[start + order[start + k - _ONE]]
             for j in range(k, n):
                 reward = rewards[start + order[start + j]]
-                centered += step[weights + j] * ((reward - below) / spread)
+                centered += step[weights + j - _ONE] * ((reward - below) / spread)
                 squares += centered * centered
                 below = reward
             errors_out[group] = spread * math.sqrt((n - _ONE) / n * squares)

@@ -70,15 +70,21 @@ class Layout:
         if self.total <= most_samples:
             yield Part(self, slice(0, self.number_of_groups), slice(0, self.total))
             return
-        begin = 0
-        while begin < self.number_of_groups:
-            start = int(self.offsets[begin])
-            end = int(np.searchsorted(self.offsets, np.uint64(start + most_samples), side="right")) - 1
-            end = max(end, begin + 1)
-            stop = int(self.offsets[end])
-            sizes = self.sizes[begin:end] if self.uniform_size is None else self.uniform_size
-            yield Part(Layout(stop - start, sizes), slice(begin, end), slice(start, stop))
-            begin = end
+        for groups in runs(self.sizes, most_samples):
+            start, stop = int(self.offsets[groups.start]), int(self.offsets[groups.stop])
+            sizes = self.sizes[groups] if self.uniform_size is None else self.uniform_size
+            yield Part(Layout(stop - start, sizes), groups, slice(start, stop))
+
+
+def runs(costs: Int64s, most: int) -> Iterator[slice]:
+    """Consecutive runs of items that cost at most so much together, or of one that costs more."""
+    total = costs.cumsum()
+    begin = 0
+    while begin < costs.size:
+        before = total[begin - 1] if begin > 0 else 0
+        end = max(begin + 1, int(total.searchsorted(before + most, side="right")))
+        yield slice(begin, end)
+        begin = end
 
 
 _kept_layout = lru_cache(maxsize=32)(Layout)

@@ -21,13 +21,13 @@ from pkpo_core import gap
 from pkpo_core.arrays import Flags, Float64s, Int64s, Positions
 from pkpo_core.compilation import kernel, reads, writes
 from pkpo_core.kernels import raise_statuses
-from pkpo_core.layout import Layout
+from pkpo_core.layout import Layout, runs
 from pkpo_core.order import sorting_order
 from pkpo_core.subsets import Numbering, drawn_subsets
 from pkpo_core.variants import Scale, Variant
 
 _ONE = np.uint64(1)
-_DRAWS_IN_SLICE = 1 << 18
+_DRAWS_AT_ONCE = 1 << 18
 _f8, _u8 = types.float64, types.uint64
 _named = (reads(_u8), reads(_u8), reads(_u8), reads(_u8), reads(types.bool_))  # a slice of subsets
 
@@ -114,13 +114,9 @@ def _fill_from_random_subsets(
 ) -> None:
     out[:] = 0.0
     groups = np.flatnonzero(k)
-    draws = np.cumsum((layout.sizes * np.minimum(k, layout.sizes - k))[groups])
-    begin = 0
-    while begin < groups.size:
-        before = draws[begin - 1] if begin > 0 else 0
-        end = max(begin + 1, int(np.searchsorted(draws, before + _DRAWS_IN_SLICE, side="right")))
-        _give_scores(layout, rewards, groups[begin:end], k, numbering, checkpoint, out)
-        begin = end
+    draws = layout.sizes * np.minimum(k, layout.sizes - k)
+    for run in runs(draws[groups], _DRAWS_AT_ONCE):
+        _give_scores(layout, rewards, groups[run], k, numbering, checkpoint, out)
 
 
 def _give_scores(

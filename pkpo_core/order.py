@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import numpy as np
 from numba import types
-from numpy.typing import NDArray
 
 from pkpo_core.arrays import Flags, Float64s, Int64s, Positions
 from pkpo_core.compilation import inlined, kernel, reads, writes
@@ -38,33 +37,36 @@ def sorting_order(layout: Layout, rewards: Float64s, groups: Positions) -> Posit
     Args:
         layout: where each group begins and ends; no group is empty.
         rewards: shape (rewards,).
-        groups: the numbers of those to sort.
+        groups: the numbers of those to sort, ascending.
     """
     largest = largest_side_by_side(layout)
-    if layout.uniform_size is not None and layout.uniform_size > largest:
+    if groups.size == layout.number_of_groups and layout.uniform_size is not None and layout.uniform_size > largest:
         return order_by_numpy(layout, rewards, groups)
     order = np.empty(rewards.size, np.uint64)
     left = np.zeros(layout.number_of_groups, np.bool_)
     if _sort_side_by_side(rewards, layout.offsets, by_size(layout, groups), largest, order, left):
-        return order_by_numpy(layout, rewards, np.flatnonzero(left), order)
+        unsorted = np.flatnonzero(left).view(np.uint64)
+        order[np.repeat(left, layout.sizes)] = order_by_numpy(layout, rewards, unsorted)
     return order
 
 
-def order_by_numpy(
-    layout: Layout, rewards: Float64s, groups: NDArray[np.integer], order: Positions | None = None
-) -> Positions:
-    """What `sorting_order` gives, by NumPy alone; where `order` is given, that with these groups filled in."""
+def order_by_numpy(layout: Layout, rewards: Float64s, groups: Positions) -> Positions:
+    """The order of some of the groups, end to end, by NumPy alone.
+
+    Args:
+        layout: where each group begins and ends.
+        rewards: shape (rewards,).
+        groups: the numbers of those to sort, ascending.
+    """
     n = layout.uniform_size
-    if n is not None and groups.size == layout.number_of_groups:
-        return np.argsort(rewards.reshape(-1, n), axis=1).view(np.uint64).reshape(-1)
-    order = np.empty(rewards.size, np.uint64) if order is None else order
     if n is not None:
-        order.reshape(-1, n)[groups] = np.argsort(rewards.reshape(-1, n)[groups], axis=1)
-    else:
-        starts, stops = layout.offsets[:-1][groups], layout.offsets[1:][groups]
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            order[start:stop] = np.argsort(rewards[start:stop])
-    return order
+        first, last = int(groups[0]), int(groups[-1])
+        rows = rewards.reshape(-1, n)
+        rows = rows[first : last + 1] if last - first == groups.size - 1 else rows[groups]
+        return np.argsort(rows, axis=1).view(np.uint64).reshape(-1)
+    starts, stops = layout.offsets[:-1][groups].tolist(), layout.offsets[1:][groups].tolist()
+    orders = [np.argsort(rewards[start:stop]) for start, stop in zip(starts, stops, strict=True)]
+    return np.concatenate(orders).view(np.uint64)
 
 
 def largest_side_by_side(layout: Layout) -> int:

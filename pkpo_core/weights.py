@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -56,8 +57,7 @@ def distinct_rows(layout: Layout, k: int | Int64s) -> Rows:
     """
     n, number = layout.uniform_size, layout.number_of_groups
     if n is not None and not isinstance(k, np.ndarray) and k > 0:
-        row = np.zeros(number, np.uint64)
-        return Rows(layout.groups, row, np.array([n]), np.array([k]), np.zeros(1, np.uint64))
+        return Rows(layout.groups, np.zeros(number, np.uint64), *_only_row(n, k))
     every_k = k if isinstance(k, np.ndarray) else np.full(number, k)
     groups = every_k.nonzero()[0].view(np.uint64)
     row = np.empty(number, np.uint64)
@@ -68,6 +68,11 @@ def distinct_rows(layout: Layout, k: int | Int64s) -> Rows:
         row_n, row_k, row[:] = _distinct_pairs(layout.sizes, every_k, layout.total)
     gaps = row_n - 1
     return Rows(groups, row, row_n, row_k, (gaps.cumsum() - gaps).view(np.uint64))
+
+
+@lru_cache(maxsize=256)
+def _only_row(n: int, k: int) -> tuple[Int64s, Int64s, Positions]:
+    return np.array([n]), np.array([k]), np.zeros(1, np.uint64)
 
 
 def _distinct_pairs(n: Int64s, k: Int64s, room: int) -> tuple[Int64s, Int64s, Int64s]:
@@ -254,7 +259,7 @@ def _descend(of: Int64s, k: Int64s, row_n: Int64s, first: int, law: Float64s) ->
             below = first + row_n[r] - 2 - j  # how far under the last place of the row
             if below >= 0:
                 law[end - 1 - below] = cumulative
-            cumulative = cumulative * (j - k[r]) / j if j > k[r] else 0.0
+            cumulative = cumulative * (j - k[r]) / j if j > max(k[r], 0) else 0.0
 
 
 @kernel(types.void(reads(_i8), writes(_f8)))

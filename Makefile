@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo serve test lint proto clean
+.PHONY: setup demo serve test lint bench performance proto clean
 
 setup: $(VENV)/test
 
@@ -22,8 +22,16 @@ lint: $(VENV)/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy examples
+	$(BIN)/mypy examples benchmarks
 	$(BIN)/buf lint proto
+
+# Some minutes, on a machine that does nothing else. FLAGS=--quick only tries that everything works.
+bench: $(VENV)/test $(VENV)-verl/installed
+	$(BIN)/python -m benchmarks $(FLAGS)
+
+# Everything, and the page and the pictures that tell of it.
+performance: $(VENV)/test $(VENV)-verl/installed
+	$(BIN)/python -m benchmarks in_process served workers start memory budget servers growth --write docs/performance.md
 
 # The stubs, by the generator that proto/requirements.txt pins.
 proto: $(VENV)-proto/installed
@@ -31,7 +39,7 @@ proto: $(VENV)-proto/installed
 	  --python_out=proto --grpc_python_out=proto --mypy_out=proto --mypy_grpc_out=proto pkpo/v1/reward_transform.proto
 
 clean:
-	rm -rf $(VENV) $(VENV)-proto
+	rm -rf $(VENV) $(VENV)-proto $(VENV)-verl
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +50,15 @@ $(VENV)/test: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/lint: $(VENV)/test
 	$(INSTALL) --editable '.[test,lint]'
+	touch $@
+
+# Its estimator alone, without the CUDA stack that verl asks for: torch first, in the build that is there for CPUs.
+$(VENV)-verl/installed: benchmarks/verl-requirements.txt
+	$(PYTHON) -m venv $(VENV)-verl
+	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/verl-requirements.txt
+	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check --no-deps verl==0.9.1
+	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[local]'
 	touch $@
 
 $(VENV)-proto/installed: proto/requirements.txt

@@ -7,6 +7,7 @@ for, outputs are not.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -35,6 +36,9 @@ def inlined(function: Kernel) -> Kernel:
     return dispatcher
 
 
+_compiling = threading.Lock()  # a dispatcher whose compiler is off refuses a second thread
+
+
 class _Kernel:
     """A compiled function that is called from Python, with the signatures it is compiled for and no others."""
 
@@ -47,13 +51,14 @@ class _Kernel:
         return self._call(*arguments)
 
     def compile(self) -> None:
-        if self._call is self._dispatcher:
-            return
-        if not config.DISABLE_JIT:  # type: ignore[attr-defined]
-            for signature in self._signatures:
-                self._dispatcher.compile(signature)
-            self._dispatcher.disable_compile()
-        self._call = self._dispatcher
+        with _compiling:
+            if self._call is self._dispatcher:
+                return
+            if not config.DISABLE_JIT:  # type: ignore[attr-defined]
+                for signature in self._signatures:
+                    self._dispatcher.compile(signature)
+                self._dispatcher.disable_compile()
+            self._call = self._dispatcher
 
     def _compile_and_call(self, *arguments: Any) -> Any:
         self.compile()

@@ -32,3 +32,23 @@ def test_another_process_computes_the_same_bits(compiler: str) -> None:
 def test_many_threads_compute_the_same_bits() -> None:
     with ThreadPoolExecutor(8) as pool:
         assert len({digest(), *pool.map(lambda _: digest(), range(16))}) == 1
+
+
+def test_the_first_calls_of_a_process_may_come_from_many_threads() -> None:
+    program = """
+import threading
+import numpy as np
+from pkpo_core import transform
+together = threading.Barrier(8)
+rows = np.arange(12.0).reshape(3, 4)
+answers = []
+def first():
+    together.wait()
+    answers.append(transform(rows, 2).advantages.tolist())
+threads = [threading.Thread(target=first) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(answers) == 8 and all(answer == answers[0] for answer in answers)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

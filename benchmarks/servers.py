@@ -1,0 +1,89 @@
+"""Kinds of servers compared: threads, asyncio and uvloop, doing our work, under one client and under sixteen."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import echo
+from benchmarks.in_process import arrays
+from benchmarks.measurement import Effort, seconds
+from benchmarks.processes import Running, echo_server
+from benchmarks.served import echo_stream, request_of
+from benchmarks.table import markdown, microseconds
+from pkpo_client.channel import Endpoint
+
+SHAPES = ((1, 16), (1024, 16), (16384, 16))
+CLIENTS = (1, 16)
+HEADER = ("clients", "batch", "call", "server", "p50, us", "p99, us", "calls/s", "server CPU a call, us")
+
+
+def report(effort: Effort) -> str:
+    """A table of latencies, rates and CPU."""
+    rows: list[tuple[str, ...]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        kinds: list[tuple[str, list[str]]] = [(kind, [kind, "--work"]) for kind in echo.KINDS]
+        kinds.append((f"{echo.OURS}, unix socket", [echo.OURS, "--work", "--unix", str(Path(folder) / "echo")]))
+        for clients in CLIENTS:
+            for groups, n in SHAPES:
+                calls = effort.of(max(6, 4800 // clients // (1 + groups // 256)), 2)
+                for call in ("unary", "stream") if groups < SHAPES[-1][0] else ("unary",):
+                    for name, (kind, *flags) in kinds:
+                        with echo_server(kind, *flags) as server:
+                            measured = _under_load(server, clients, groups, n, call, calls)
+                        rows.append((str(clients), f"{groups} x {n}", call, name, *measured))
+    return markdown(HEADER, rows)
+
+
+def _under_load(server: Running, clients: int, groups: int, n: int, call: str, calls: int) -> tuple[str, ...]:
+    spawning = multiprocessing.get_context("spawn")
+    processes = min(clients, 4)
+    ready, times = spawning.Barrier(processes + 1), spawning.SimpleQueue()
+    load = partial(_load, server.address, clients // processes, groups, n, call, calls, ready, times)
+    loaders = [spawning.Process(target=load) for _ in range(processes)]
+    for loader in loaders:
+        loader.start()
+    ready.wait(60)
+    before, started = server.cpu_seconds(), time.perf_counter()
+    taken = np.concatenate([times.get() for _ in loaders])
+    used, elapsed = server.cpu_seconds() - before, time.perf_counter() - started
+    for loader in loaders:
+        loader.join()
+    number = clients * calls
+    return (
+        microseconds(float(np.percentile(taken, 50))),
+        microseconds(float(np.percentile(taken, 99))),
+        f"{number / elapsed:.0f}",
+        microseconds(used / number),
+    )
+
+
+def _load(address: str, clients: int, groups: int, n: int, call: str, calls: int, ready: Any, times: Any) -> None:
+    """So many clients in this process, each a thread with a connection of its own."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    requests = [request_of(batch) for batch in arrays(groups, n)]
+    channels = [Endpoint(address).channel() for _ in range(clients)]
+    unary: list[Any] = [channel.unary_unary(echo.UNARY) for channel in channels]
+    for each in unary:
+        each(requests[0], timeout=60.0)
+    ready.wait(60)
+    of_channel: Callable[[int], list[float]] = partial(_calls, channels, unary, requests, call, calls)
+    with ThreadPoolExecutor(clients) as pool:
+        taken = [each for some in pool.map(of_channel, range(clients)) for each in some]
+    times.put(np.array(taken))
+
+
+def _calls(channels: Any, unary: Any, requests: list[bytes], call: str, calls: int, index: int) -> list[float]:
+    if call == "unary":
+        return [seconds(partial(unary[index], request, timeout=60.0)) for request in islice(cycle(requests), calls)]
+    taken = seconds(partial(echo_stream, channels[index].stream_stream(echo.STREAM), requests, calls))
+    return [taken / calls]

@@ -28,8 +28,6 @@ ANYWHERE = {
         "grpc_health",
         "grpc_reflection",
         "prometheus_client",
-        "pydantic",
-        "pydantic_settings",
         "structlog",
     },
     "pkpo_client": {*BASE, "pkpo"},

@@ -25,7 +25,7 @@ class Array(Protocol):
     def __array__(self) -> Any: ...
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Taken:
     """An array as it travels, and the way back.
 

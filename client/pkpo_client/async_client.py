@@ -12,12 +12,11 @@ from typing import Any, Concatenate, ParamSpec
 import grpc
 import grpc.aio
 
-from pkpo.v1 import reward_transform_pb2 as pb
-from pkpo.v1.reward_transform_pb2_grpc import RewardTransformServiceStub
 from pkpo_client import codec, operations
 from pkpo_client.async_stream import AsyncStream
 from pkpo_client.binding import bound
 from pkpo_client.channel import Process
+from pkpo_client.codec import Calls
 from pkpo_client.driving import run_async
 from pkpo_client.errors import ClientClosed
 from pkpo_client.operations import Plan
@@ -25,7 +24,7 @@ from pkpo_client.options import Defaults
 from pkpo_client.outage import Outage
 from pkpo_client.remote import NO_ANSWER, PROBE_SECONDS, Ask, Compute, Remote
 from pkpo_client.results import ArrayT
-from pkpo_client.work import Operation, ResultT, Work
+from pkpo_client.work import Info, Operation, ResultT, Work
 
 P = ParamSpec("P")
 
@@ -91,7 +90,7 @@ class AsyncClient(Remote):
 
     async def _answer(self, work: Work, seconds: float) -> Any:
         """The answer to `work` within `seconds`."""
-        return await run_async(self._answering(work, seconds), self._do)
+        return self._known(work) or await run_async(self._answering(work, seconds), self._do)
 
     async def _do(self, task: Ask | Compute) -> Any:
         if isinstance(task, Compute):
@@ -103,7 +102,7 @@ class AsyncClient(Remote):
         method = codec.method(work)
         started = time.monotonic()
         try:
-            call = getattr(connection.stub, method.name)(
+            call = connection.calls.unary[type(work)](
                 method.request(work),
                 timeout=None if seconds == math.inf else seconds,
                 metadata=self._endpoint.metadata,
@@ -116,7 +115,7 @@ class AsyncClient(Remote):
             # What gRPC says to calls under way when the channel is closed, and to those made afterwards.
             self._check_open()
             raise
-        self._learn_version(await call.initial_metadata())
+        self._learn_version(await call.trailing_metadata())
         return method.answer(work, response)
 
     def _is_connected(self) -> bool:
@@ -140,7 +139,7 @@ class _Connection:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
-        self.stub = RewardTransformServiceStub(channel)
+        self.calls = Calls(channel)
         self._process = Process()
         self._loop = asyncio.get_running_loop()
 
@@ -159,7 +158,9 @@ async def _probe(outage: Outage, metadata: Any, connection: _Connection | None) 
     answered = False
     try:
         if connection is not None:
-            await connection.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=PROBE_SECONDS, metadata=metadata)
+            probe = Info(PROBE_SECONDS)
+            request = codec.method(probe).request(probe)
+            await connection.calls.unary[Info](request, timeout=PROBE_SECONDS, metadata=metadata)
             answered = True
     except grpc.RpcError as failure:
         answered = failure.code() not in NO_ANSWER

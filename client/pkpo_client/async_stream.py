@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Generic
 import grpc
 import grpc.aio
 
-from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_client.errors import PkpoError
 from pkpo_client.operations import Plan, failing
 from pkpo_client.results import ArrayT, TransformResult
@@ -132,7 +131,7 @@ class AsyncStream(Generic[ArrayT]):
         else:
             if self._call is None:
                 connection = self._client._connected()
-                self._call = _Call(connection.stub.TransformStream, self._client._endpoint.metadata)
+                self._call = _Call(connection.calls.stream, self._client._endpoint.metadata)
             self._call.send(self._window.send(item))
         return True
 
@@ -211,7 +210,7 @@ class _Call:
         self.answered = False
         self.sending = False
         self.rpc = method(metadata=metadata)
-        self._requests: asyncio.Queue[pb.TransformStreamRequest | None] = asyncio.Queue()
+        self._requests: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._writing = asyncio.create_task(self._write())
         self.read_on()
 
@@ -221,7 +220,7 @@ class _Call:
     def read_on(self) -> None:
         self.reading: asyncio.Task[Any] = asyncio.create_task(self.rpc.read())
 
-    def send(self, message: pb.TransformStreamRequest) -> None:
+    def send(self, message: bytes) -> None:
         self._requests.put_nowait(message)
 
     async def finish(self) -> None:

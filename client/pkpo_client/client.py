@@ -11,11 +11,10 @@ from typing import Any, Concatenate, ParamSpec
 
 import grpc
 
-from pkpo.v1 import reward_transform_pb2 as pb
-from pkpo.v1.reward_transform_pb2_grpc import RewardTransformServiceStub
 from pkpo_client import codec, operations
 from pkpo_client.binding import bound
 from pkpo_client.channel import Process
+from pkpo_client.codec import Calls
 from pkpo_client.driving import run
 from pkpo_client.errors import ClientClosed
 from pkpo_client.operations import Plan
@@ -24,7 +23,7 @@ from pkpo_client.outage import Outage
 from pkpo_client.remote import NO_ANSWER, PROBE_SECONDS, Ask, Compute, Remote
 from pkpo_client.results import ArrayT
 from pkpo_client.stream import Stream
-from pkpo_client.work import Operation, ResultT, Work
+from pkpo_client.work import Info, Operation, ResultT, Work
 
 P = ParamSpec("P")
 
@@ -87,7 +86,7 @@ class Client(Remote):
 
     def _answer(self, work: Work, seconds: float) -> Any:
         """The answer to `work` within `seconds`."""
-        return run(self._answering(work, seconds), self._do)
+        return self._known(work) or run(self._answering(work, seconds), self._do)
 
     def _do(self, task: Ask | Compute) -> Any:
         if isinstance(task, Compute):
@@ -99,7 +98,7 @@ class Client(Remote):
         method = codec.method(work)
         started = time.monotonic()
         try:
-            response, call = getattr(connection.stub, method.name).with_call(
+            response, call = connection.calls.unary[type(work)].with_call(
                 method.request(work),
                 timeout=None if seconds == math.inf else seconds,
                 metadata=self._endpoint.metadata,
@@ -112,7 +111,7 @@ class Client(Remote):
             # gRPC's way of saying that another thread has closed the channel meanwhile.
             self._check_open()
             raise
-        self._learn_version(call.initial_metadata())
+        self._learn_version(call.trailing_metadata())
         return method.answer(work, response)
 
     def _is_connected(self) -> bool:
@@ -131,8 +130,11 @@ class Client(Remote):
         if not self._outage.may_probe():
             return
         try:
-            call = self._connected().stub.GetServerInfo.future(
-                pb.GetServerInfoRequest(), timeout=PROBE_SECONDS, metadata=self._endpoint.metadata
+            probe = Info(PROBE_SECONDS)
+            call = (
+                self._connected()
+                .calls.unary[Info]
+                .future(codec.method(probe).request(probe), timeout=PROBE_SECONDS, metadata=self._endpoint.metadata)
             )
         except ClientClosed:
             self._outage.probe_ended(False)
@@ -146,7 +148,7 @@ class _Connection:
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.channel = channel
-        self.stub = RewardTransformServiceStub(channel)
+        self.calls = Calls(channel)
         self.process = Process()
 
     def is_ready(self) -> bool:

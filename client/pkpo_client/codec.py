@@ -1,15 +1,21 @@
-"""Work as protobuf messages, and messages as answers. The only module that knows both."""
+"""Work as protobuf messages, and messages as answers. The only module that knows both.
+
+Out, a request is written as the bytes of its message around the bytes of the rewards, joined once. In, protobuf parses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from pkpo import packed
+from pkpo.packed import Part
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_client.errors import ServerError
 from pkpo_client.options import K_POLICIES, SCALES, VARIANTS
@@ -17,6 +23,7 @@ from pkpo_client.results import Limits, MaxAtK, ServerInfo, VariantInfo
 from pkpo_client.splitting import DEFAULT_LIMITS
 from pkpo_client.work import Advantages, Batch, EstimateBatch, Info, Work
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["RewardTransformService"].full_name
 _VARIANT_NAMES = {number: name for name, number in VARIANTS.items()}
 
 
@@ -25,13 +32,15 @@ class Method:
     """How a kind of work travels.
 
     Attributes:
-        name: of the RPC.
-        request: the message that asks for the work.
-        answer: what the message that comes back says; raises `ServerError` where it does not fit the work.
+        path: of the RPC.
+        request: the bytes of the message that asks for the work.
+        response: the message that comes back.
+        answer: what it says; raises `ServerError` where it does not fit the work.
     """
 
-    name: str
-    request: Callable[[Any], Any]
+    path: str
+    request: Callable[[Any], bytes]
+    response: type[Message]
     answer: Callable[[Any, Any], Any]
 
 
@@ -40,18 +49,34 @@ def method(work: Work) -> Method:
     return _METHODS[type(work)]
 
 
-def transform_request(batch: Batch) -> pb.TransformRequest:
+class Calls:
+    """What can be called on a channel of either API. Requests are given as bytes.
+
+    Attributes:
+        unary: by kind of work.
+        stream: TransformStream.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self.unary: dict[type[Work], Any] = {
+            kind: channel.unary_unary(travels.path, response_deserializer=travels.response.FromString)
+            for kind, travels in _METHODS.items()
+        }
+        self.stream: Any = channel.stream_stream(
+            _path("TransformStream"), response_deserializer=pb.TransformStreamResponse.FromString
+        )
+
+
+def transform_request(batch: Batch) -> bytes:
     """The request for the advantages of a batch."""
-    request = pb.TransformRequest()
-    _fill_transform(request, batch)
-    return request
+    return b"".join(_transform_fields(batch))
 
 
-def stream_request(sequence: int, batch: Batch) -> pb.TransformStreamRequest:
+def stream_request(sequence: int, batch: Batch) -> bytes:
     """The message of a stream that asks for the advantages of a batch."""
-    message = pb.TransformStreamRequest(sequence=sequence)
-    _fill_transform(message.request, batch)
-    return message
+    number = packed.number_field(pb.TransformStreamRequest.SEQUENCE_FIELD_NUMBER, sequence)
+    request = packed.message_field(pb.TransformStreamRequest.REQUEST_FIELD_NUMBER, _transform_fields(batch))
+    return b"".join((number, *request))
 
 
 def advantages(batch: Batch, response: pb.TransformResponse) -> Advantages:
@@ -63,53 +88,70 @@ def advantages(batch: Batch, response: pb.TransformResponse) -> Advantages:
         values = packed.array(response.f64.values, np.float64)
     if len(values) != len(batch.rewards):
         raise _misfit(f"{len(values)} advantages of {dtype} for {len(batch.rewards)} rewards")
-    statuses = packed.array(response.group_statuses, np.uint8)
-    if len(statuses) == 0:
+    said = response.group_statuses
+    if not said:
         statuses = np.zeros(batch.number_of_groups, dtype=np.uint8)
-    elif len(statuses) != batch.number_of_groups:
-        raise _misfit(f"{len(statuses)} group statuses for {batch.number_of_groups} groups")
+    elif len(said) == batch.number_of_groups:
+        statuses = packed.array(said, np.uint8)
+    else:
+        raise _misfit(f"{len(said)} group statuses for {batch.number_of_groups} groups")
     return Advantages(values, statuses, _estimates(response.estimates, batch.estimate_k, batch.number_of_groups))
 
 
-def _fill_transform(request: pb.TransformRequest, batch: Batch) -> None:
-    # Filled where it lies: handing a message to another's constructor copies all of its rewards.
-    _fill_groups(request.groups, batch)
-    request.variant = pb.Variant.ValueType(VARIANTS[batch.variant])
-    request.scale = pb.Scale.ValueType(SCALES[batch.scale])
-    request.k_policy = pb.KPolicy.ValueType(K_POLICIES[batch.k_policy])
-    request.estimate_k.extend(batch.estimate_k)
-    request.seed = batch.seed
-    request.run_id = batch.run_id
-    request.first_group = batch.first_group
+def _transform_fields(batch: Batch) -> list[Part]:
+    options = _options_fields(
+        batch.variant, batch.scale, batch.k_policy, batch.estimate_k, batch.seed, batch.run_id, batch.first_group
+    )
+    fields = [options, *_groups_field(pb.TransformRequest.GROUPS_FIELD_NUMBER, batch)]
     if isinstance(batch.k, np.ndarray):
-        request.k.extend(batch.k.tolist())
+        fields.append(pb.TransformRequest(k=batch.k.tolist()).SerializeToString())
     elif batch.k is not None:
-        request.k.append(batch.k)
+        fields.append(pb.TransformRequest(k=(batch.k,)).SerializeToString())
+    return fields
 
 
-def _fill_groups(groups: pb.RewardGroups, batch: Batch | EstimateBatch) -> None:
+# A training run asks for the same thing every time.
+@lru_cache(maxsize=64)
+def _options_fields(
+    variant: str, scale: str, k_policy: str, estimate_k: tuple[int, ...], seed: int, run_id: str, first_group: int
+) -> bytes:
+    return pb.TransformRequest(
+        variant=pb.Variant.ValueType(VARIANTS[variant]),
+        scale=pb.Scale.ValueType(SCALES[scale]),
+        k_policy=pb.KPolicy.ValueType(K_POLICIES[k_policy]),
+        estimate_k=estimate_k,
+        seed=seed,
+        run_id=run_id,
+        first_group=first_group,
+    ).SerializeToString()
+
+
+def _groups_field(number: int, batch: Batch | EstimateBatch) -> list[Part]:
     if batch.rewards.dtype == np.float32:
-        packed.merge_packed(groups.f32, pb.FloatValues.VALUES_FIELD_NUMBER, batch.rewards, "<f4")
+        values = packed.packed_field(pb.FloatValues.VALUES_FIELD_NUMBER, batch.rewards, "<f4")
+        fields = packed.message_field(pb.RewardGroups.F32_FIELD_NUMBER, values)
     else:
-        packed.merge_packed(groups.f64, pb.DoubleValues.VALUES_FIELD_NUMBER, batch.rewards, "<f8")
+        values = packed.packed_field(pb.DoubleValues.VALUES_FIELD_NUMBER, batch.rewards, "<f8")
+        fields = packed.message_field(pb.RewardGroups.F64_FIELD_NUMBER, values)
     if isinstance(batch.group_sizes, int):
-        groups.group_size = batch.group_sizes
+        fields.append(packed.number_field(pb.RewardGroups.GROUP_SIZE_FIELD_NUMBER, batch.group_sizes))
     else:
-        groups.group_sizes.sizes.extend(batch.group_sizes.tolist())
+        sizes = pb.GroupSizes(sizes=batch.group_sizes.tolist())
+        fields.append(pb.RewardGroups(group_sizes=sizes).SerializeToString())
+    return packed.message_field(number, fields)
 
 
-def _estimate_request(batch: EstimateBatch) -> pb.EstimateRequest:
-    request = pb.EstimateRequest(k=batch.k)
-    _fill_groups(request.groups, batch)
-    return request
+def _estimate_request(batch: EstimateBatch) -> bytes:
+    k = pb.EstimateRequest(k=batch.k).SerializeToString()
+    return b"".join((k, *_groups_field(pb.EstimateRequest.GROUPS_FIELD_NUMBER, batch)))
 
 
 def _estimate_answer(batch: EstimateBatch, response: pb.EstimateResponse) -> tuple[MaxAtK, ...]:
     return _estimates(response.estimates, batch.k, batch.number_of_groups)
 
 
-def _info_request(_: Info) -> pb.GetServerInfoRequest:
-    return pb.GetServerInfoRequest()
+def _info_request(_: Info) -> bytes:
+    return pb.GetServerInfoRequest().SerializeToString()
 
 
 def _info_answer(_: Info, response: pb.GetServerInfoResponse) -> ServerInfo:
@@ -138,6 +180,8 @@ def _variant_name(number: int) -> str:
 
 
 def _estimates(said: Any, ks: tuple[int, ...], groups: int) -> tuple[MaxAtK, ...]:
+    if not said and not ks:
+        return ()
     found = tuple(
         MaxAtK(
             each.k,
@@ -158,10 +202,14 @@ def _misfit(what: str) -> ServerError:
     return ServerError(f"the server's answer does not fit the request: {what}", code="DATA_LOSS")
 
 
+def _path(name: str) -> str:
+    return f"/{_SERVICE}/{name}"
+
+
 _METHODS: dict[type[Work], Method] = {
-    Batch: Method("Transform", transform_request, advantages),
-    EstimateBatch: Method("Estimate", _estimate_request, _estimate_answer),
-    Info: Method("GetServerInfo", _info_request, _info_answer),
+    Batch: Method(_path("Transform"), transform_request, pb.TransformResponse, advantages),
+    EstimateBatch: Method(_path("Estimate"), _estimate_request, pb.EstimateResponse, _estimate_answer),
+    Info: Method(_path("GetServerInfo"), _info_request, pb.GetServerInfoResponse, _info_answer),
 }
 
-__all__ = ["Method", "advantages", "method", "stream_request", "transform_request"]
+__all__ = ["Calls", "Method", "advantages", "method", "stream_request", "transform_request"]

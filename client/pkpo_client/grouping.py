@@ -17,7 +17,7 @@ from pkpo_client.arrays import on_host
 from pkpo_client.errors import refused
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Grouped:
     """Rewards as groups end to end, and the places they came from.
 

@@ -364,7 +364,7 @@ def failing(error: Exception) -> Operation[Any]:
     yield  # makes it one
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Options:
     variant: str
     scale: str

@@ -105,6 +105,8 @@ def seed(value: Any) -> int:
 
 def k_list(argument: str, value: Any) -> tuple[int, ...]:
     """One k or several as a tuple."""
+    if isinstance(value, tuple) and not value:
+        return ()
     if hasattr(value, "__array__"):
         value = on_host(argument, value).tolist()
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):

@@ -36,7 +36,7 @@ NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grp
 PROBE_SECONDS = 60.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Ask:
     """To be asked of the service: `work`, within `seconds`."""
 
@@ -44,7 +44,7 @@ class Ask:
     seconds: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Compute:
     """To be computed in this process: `work`."""
 
@@ -144,6 +144,10 @@ class Remote(ABC):
                 "%s runs pkpo %s and this client is pkpo %s: another major version", self.address, version, __version__
             )
 
+    def _known(self, work: Work) -> Limits | None:
+        """The answer to `work` where nobody need be asked for it."""
+        return self._limits if isinstance(work, ServerLimits) else None
+
     def _answering(self, work: Work, seconds: float) -> Generator[Ask | Compute, Any, Any]:
         """How `work` is answered within `seconds`: by the service, or by this process while the service is away."""
         if self._outage.ongoing and not isinstance(work, Info):
@@ -152,7 +156,7 @@ class Remote(ABC):
         started = time.monotonic()
         try:
             if isinstance(work, ServerLimits):
-                return self._limits or (yield from self._asking_limits(seconds))
+                return (yield from self._asking_limits(seconds))
             return (yield Ask(work, seconds))
         except Unavailable:
             if self._engine is None or isinstance(work, Info):

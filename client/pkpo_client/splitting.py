@@ -46,7 +46,7 @@ _STATUS_BYTES = 1
 _ESTIMATE_BYTES = 16
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Part:
     """Consecutive groups of a batch.
 

@@ -114,7 +114,7 @@ class Stream(Generic[ArrayT]):
         else:
             if self._call is None:
                 connection = self._client._connected()
-                self._call = _Call(connection.stub.TransformStream, self._client._endpoint.metadata)
+                self._call = _Call(connection.calls.stream, self._client._endpoint.metadata)
             self._call.send(self._window.send(item))
         return True
 
@@ -179,14 +179,14 @@ class _Call:
     def __init__(self, method: Any, metadata: Any) -> None:
         self.events: queue.SimpleQueue[pb.TransformStreamResponse | grpc.RpcError | None] = queue.SimpleQueue()
         self.answered = False
-        self._requests: queue.SimpleQueue[pb.TransformStreamRequest | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.rpc = method(iter(self._requests.get, None), metadata=metadata)
         self._receiver = threading.Thread(
             target=_receive, args=(self.rpc, self.events), name="pkpo-stream-receiver", daemon=True
         )
         self._receiver.start()
 
-    def send(self, message: pb.TransformStreamRequest) -> None:
+    def send(self, message: bytes) -> None:
         self._requests.put(message)
 
     def finish(self) -> None:

@@ -56,21 +56,21 @@ class Item:
     Attributes:
         work: what it wants done now; None once it is done.
         started: when it was admitted, by the stream's clock.
+        deadline: when it must be done.
         ready_at: not to be sent before.
+        in_flight: whether it was sent and an answer may still come.
     """
 
     def __init__(self, operation: Operation[Any], started: float) -> None:
         self.work: Work | None = None
         self.started = started
+        self.deadline = started
         self.ready_at = started
+        self.in_flight = False
         self._operation = operation
         self._result: Any = None
         self._error: BaseException | None = None
         self._advance(lambda: next(operation))
-
-    @property
-    def deadline(self) -> float:
-        return self.started + (0.0 if self.work is None else self.work.timeout)
 
     def answer(self, answer: Any) -> None:
         """What it wanted was done."""
@@ -87,8 +87,10 @@ class Item:
         return self._result
 
     def _advance(self, step: Callable[[], Work]) -> None:
+        self.in_flight = False
         try:
             self.work = step()
+            self.deadline = self.started + self.work.timeout
         except StopIteration as stop:
             self.work, self._result = None, stop.value
         except Exception as error:
@@ -142,19 +144,22 @@ class Window:
 
     def to_send(self) -> Item | None:
         """The first batch that wants something done now and is not in flight."""
-        now, in_flight = self._clock.now(), set(map(id, self._in_flight.values()))
+        now = self._clock.now()
         # After a break one batch goes first: if it fares no better, it alone is sent again, or learns the reason why.
-        if now < self._resume_at or (self._breaks and in_flight):
+        if now < self._resume_at or (self._breaks and self._in_flight):
             return None
-        waiting = (item for item in self._items if item.work and item.ready_at <= now)
-        return next((item for item in waiting if id(item) not in in_flight), None)
+        for item in self._items:
+            if item.work is not None and not item.in_flight and item.ready_at <= now:
+                return item
+        return None
 
-    def send(self, item: Item) -> pb.TransformStreamRequest:
+    def send(self, item: Item) -> bytes:
         """The message to send for a batch, which is then in flight."""
         assert isinstance(item.work, Batch)
         # A number is used once, so that a late answer is never taken for another's.
         self._sequence += 1
         self._in_flight[self._sequence] = item
+        item.in_flight = True
         return codec.stream_request(self._sequence, item.work)
 
     def receive(self, response: pb.TransformStreamResponse) -> None:
@@ -164,6 +169,7 @@ class Window:
         if item is None:
             return  # of a batch that was given up
         assert isinstance(item.work, Batch)
+        item.in_flight = False
         if response.WhichOneof("result") == "response":
             try:
                 answer = codec.advantages(item.work, response.response)
@@ -197,12 +203,14 @@ class Window:
     def recall(self, delay: float = 0.0) -> None:
         """Everything in flight is to be sent again, and nothing is sent for `delay` seconds."""
         self._resume_at = self._clock.now() + delay
+        for item in self._in_flight.values():
+            item.in_flight = False
         self._in_flight.clear()
 
     def overdue(self) -> list[Item]:
         """The batches whose time is up."""
         now = self._clock.now()
-        return [item for item in self._items if item.work and item.deadline <= now]
+        return [item for item in self._items if item.deadline <= now and item.work is not None]
 
     def give_up(self, item: Item, error: PkpoError) -> None:
         """The batch fails; should its answer still arrive, it is ignored."""
@@ -211,12 +219,13 @@ class Window:
 
     def seconds_to_wait(self) -> float | None:
         """Seconds until there is something to do even if nothing arrives; None for no end."""
-        now, in_flight = self._clock.now(), set(map(id, self._in_flight.values()))
-        times = [item.deadline for item in self._items if item.work]
-        times += [
-            max(item.ready_at, self._resume_at) for item in self._items if item.work and id(item) not in in_flight
-        ]
-        soonest = min(times, default=math.inf)
+        now, soonest = self._clock.now(), math.inf
+        for item in self._items:
+            if item.work is None:
+                continue
+            soonest = min(soonest, item.deadline)
+            if not item.in_flight:
+                soonest = min(soonest, max(item.ready_at, self._resume_at))
         return None if soonest == math.inf else max(0.0, soonest - now)
 
 

@@ -7,6 +7,8 @@ workers     several of them behind one port and one metrics endpoint
 servicer    what each call means
 stream      many batches in flight on one call
 exchange    one request and its answer: decoding, computing, accounting
+computation small batches at once, big ones in threads
+memory      what is kept, and what is given back
 codec       wire -> core -> wire
 refusal     every answer that is not advantages
 """

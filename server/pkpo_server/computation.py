@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from pkpo_server import memory
 from pkpo_server.refusal import CallCancelled, DeadlinePassed
 
 _Result = TypeVar("_Result")
@@ -18,6 +19,9 @@ _Result = TypeVar("_Result")
 INLINE_COST = 2**15
 # The bytes of a message that parsing and checking alone may hold the event loop for; as many rewards as above.
 INLINE_BYTES = 8 * INLINE_COST
+
+# So long after a big batch its answer has left, and what it leaves behind is given back: at most so often.
+TIDYING_SECONDS = 1.0
 
 # A caller hangs up when its deadline passes, and its clock started before ours.
 HANGING_UP_SECONDS = 0.1
@@ -61,14 +65,26 @@ class Computation:
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="compute")
+        self._tidying: asyncio.TimerHandle | None = None
 
     async def in_thread(self, work: Callable[[], _Result]) -> _Result:
         """The result of `work`, computed beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._pool, work)
+        finally:
+            if self._tidying is None:
+                self._tidying = loop.call_later(TIDYING_SECONDS, self._tidy)
 
     def stop(self) -> None:
         """Takes no more work."""
+        if self._tidying is not None:
+            self._tidying.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _tidy(self) -> None:
+        self._tidying = None
+        self._pool.submit(memory.give_back)
 
 
 def default_threads(workers: int) -> int:

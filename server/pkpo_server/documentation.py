@@ -8,16 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import NoneType
-from typing import get_args
-
-from pydantic.fields import FieldInfo
 
 from pkpo_server import metrics, workers
 from pkpo_server.computation import INLINE_COST
 from pkpo_server.logs import REFUSAL_LINES_PER_SECOND
 from pkpo_server.prometheus import Definition
-from pkpo_server.settings import Settings, bounds, flag, variable
+from pkpo_server.settings import SETTINGS, Setting, flag, variable
 
 
 def settings_table() -> str:
@@ -75,35 +71,25 @@ def with_tables(text: str) -> str:
 
 
 def _settings_rows() -> Iterator[tuple[str, ...]]:
-    for name, field in Settings.model_fields.items():
-        on_off = f", `--no-{flag(name)[2:]}`" if field.annotation is bool else ""
-        yield f"`{flag(name)}`{on_off}", f"`{variable(name)}`", _default(field), _range(field), field.description or ""
+    for name, setting in SETTINGS.items():
+        on_off = f", `--no-{flag(name)[2:]}`" if setting.kind is bool else ""
+        yield f"`{flag(name)}`{on_off}", f"`{variable(name)}`", _default(setting), _range(setting), setting.description
 
 
-def _default(field: FieldInfo) -> str:
-    if field.default is None:
+def _default(setting: Setting) -> str:
+    if setting.default is None:
         return "none"
-    if isinstance(field.default, bool):
-        return "true" if field.default else "false"
-    return f"`{field.default}`{_unit(field)}"
+    if isinstance(setting.default, bool):
+        return str(setting.default).lower()
+    return f"`{setting.default}`" + (f" {setting.unit}" if setting.unit else "")
 
 
-def _unit(field: FieldInfo) -> str:
-    extra = field.json_schema_extra
-    unit = extra.get("unit") if isinstance(extra, dict) else None
-    return f" {unit}" if unit else ""
-
-
-def _range(field: FieldInfo) -> str:
-    least, greatest = bounds(field)
-    if least is not None:
-        return f"{least} to {greatest}"
-    if field.annotation is bool:
+def _range(setting: Setting) -> str:
+    if setting.kind in (int, float):
+        return f"{setting.least} to {setting.greatest}"
+    if setting.kind is bool:
         return "true, false"
-    choices = get_args(field.annotation)
-    if NoneType in choices:
-        return "a path"
-    return ", ".join(choices) if choices else "an address"
+    return ", ".join(setting.choices) or setting.requirement
 
 
 def _metric_row(definition: Definition) -> tuple[str, ...]:

@@ -38,14 +38,14 @@ class Caller:
         method: the call's name, for metrics and logs.
         request_id: names the call in logs and metadata.
         traceparent: the caller's W3C trace context, where it sent one.
-        peer: the other end's address.
+        peer: says the other end's address; asked only where it is told, since gRPC works it out anew each time.
         deadline: on time.monotonic's clock; None where the caller set none.
     """
 
     method: str
     request_id: str
     traceparent: str | None
-    peer: str
+    peer: Callable[[], str]
     deadline: float | None
 
 
@@ -141,10 +141,16 @@ class Exchange:
         return self._kind.encode(answer, self.request), answer.tally, seconds
 
     def _answered(self, done: tuple[bytes, Tally, float]) -> bytes:
-        message, tally, seconds = done
-        self._account(grpc.StatusCode.OK)
-        self._means.metrics.answered(self.request.variant, self.request.run_id, tally, seconds)
+        message, tally, kernel_seconds = done
+        elapsed = time.perf_counter() - self._started
+        # The answer leaves first: nobody waits for the counting.
+        asyncio.get_running_loop().call_soon(self._count_answered, tally, kernel_seconds, elapsed)
         return message
+
+    def _count_answered(self, tally: Tally, kernel_seconds: float, elapsed: float) -> None:
+        request, counters = self.request, self._means.metrics
+        counters.finished(self._caller.method, request.variant, grpc.StatusCode.OK, elapsed)
+        counters.answered(request.variant, request.run_id, tally, kernel_seconds)
 
     def _refused(self, error: Exception) -> Refusal:
         refusal = refusal_of(error, self._caller, self._means)
@@ -183,7 +189,7 @@ def log_refusal(refusal: Refusal, caller: Caller, means: Means, **names: Any) ->
         reason=refusal.reason,
         message=refusal.message,
         request_id=caller.request_id,
-        peer=caller.peer,
+        peer=caller.peer(),
         **names,
     )
 

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 
 import pkpo_core
 from pkpo import __version__
-from pkpo_server import logs, signals
+from pkpo_server import logs, memory, signals
 from pkpo_server.address import CannotListen, tcp_address, unix_address, warn_where_open
 from pkpo_server.admission import Admission
 from pkpo_server.codec import Limits
@@ -109,6 +109,7 @@ class Server:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
             ready.result()
+            memory.end_loading()
             self._servicer.serve()
             health.serve()
             if self._place.shared:
@@ -227,6 +228,7 @@ def run_server(settings: Settings) -> int:
 
 def run_place(settings: Settings, place: Place, registry: CollectorRegistry, log: Log) -> int:
     """Serves from this process until told to stop, and returns the exit status."""
+    memory.map_big_blocks()
 
     async def run() -> int:
         return await Server(settings, place, registry, log).run()

@@ -13,28 +13,32 @@ import os
 import sys
 from collections.abc import Sequence
 
-PROGRAM = "pkpo-server"
+from pkpo_server import memory
+from pkpo_server.settings import PROGRAM, WORKER_VARIABLE, InvalidSettings, read_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `pkpo-server` and returns its exit status."""
-    try:
-        from pkpo_server.settings import WORKER_VARIABLE, InvalidSettings, read_settings
-    except ModuleNotFoundError as error:
-        print(f"{PROGRAM}: needs {error.name}: pip install 'pkpo[server]'", file=sys.stderr)
-        return 1
     # gRPC's C core writes lines of its own form to stderr, which is for one JSON object a line.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    memory.begin_loading()
     try:
-        role = os.environ.pop(WORKER_VARIABLE, None)
-        if role is not None:
-            from pkpo_server.workers import run_worker
-
-            return run_worker(role)
-        settings = read_settings(sys.argv[1:] if arguments is None else arguments)
+        return _served(sys.argv[1:] if arguments is None else arguments)
     except InvalidSettings as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        print(f"{PROGRAM}: needs {error.name}: pip install 'pkpo[server]'", file=sys.stderr)
+        return 1
+
+
+def _served(arguments: Sequence[str]) -> int:
+    role = os.environ.pop(WORKER_VARIABLE, None)
+    if role is not None:
+        from pkpo_server.workers import run_worker
+
+        return run_worker(role)
+    settings = read_settings(arguments)
     if settings.workers > 1:
         from pkpo_server.workers import run_supervisor
 

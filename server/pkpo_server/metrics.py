@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 from importlib.metadata import version as installed
 from typing import Any
 
@@ -19,18 +20,16 @@ METHODS = (TRANSFORM, TRANSFORM_STREAM, ESTIMATE, GET_SERVER_INFO)
 NO_VARIANT, UNKNOWN_VARIANT = "none", "unknown"
 NO_RUN, OTHER_RUN = "none", "other"
 OTHER_REASON = "other"
-CODES = tuple(
-    code.name
-    for code in (
-        grpc.StatusCode.OK,
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.INTERNAL,
-    )
+STATUS_CODES = (
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
 )
+CODES = tuple(code.name for code in STATUS_CODES)
 REASONS = (
     "message",
     "request",
@@ -87,6 +86,7 @@ CLAMPED = Definition(
 TOO_SMALL = Definition(
     Counter, "pkpo_too_small_groups_total", "Groups too small for any k, answered with zeros.", ("variant", "run")
 )
+OF_TRANSFORMS = (ZERO_SIGNAL, CLAMPED, TOO_SMALL)
 REQUEST_SECONDS = Definition(
     Histogram,
     "pkpo_request_seconds",
@@ -126,8 +126,19 @@ DEFINITIONS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _RunSeries:
+    """What is counted of one variant in one training run."""
+
+    groups: Counter
+    rewards: Counter
+    of_transforms: tuple[Counter, ...]
+
+
 class Metrics:
     """The counters of one process. Every series that can be foreseen exists from the start, at zero.
+
+    Series are looked up once and kept: the library's own look-up takes longer than counting.
 
     Args:
         registry: where they are registered.
@@ -136,73 +147,75 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry, max_run_ids: int) -> None:
         self._built = {definition: definition.build(registry) for definition in DEFINITIONS}
-        self._series: dict[tuple[str, tuple[str, ...]], Any] = {}
-        self._max_run_ids = max_run_ids
-        self._runs: set[str] = set()
-        self.open_streams: Gauge = self._built[OPEN_STREAMS]
-        self._batch_rewards: Histogram = self._built[BATCH_REWARDS]
-        self._batch_groups: Histogram = self._built[BATCH_GROUPS]
-        self._foresee()
-        self._get(
-            BUILD_INFO, (__version__, platform.python_version(), *map(installed, ("numba", "numpy", "grpcio")))
-        ).set(1)
-
-    def started(self, method: str) -> None:
-        """A request arrived."""
-        self._get(IN_FLIGHT, (method,)).inc()
-
-    def finished(self, method: str, variant: str, code: grpc.StatusCode, seconds: float) -> None:
-        """Its answer is ready."""
-        self._get(IN_FLIGHT, (method,)).dec()
-        self._get(REQUESTS, (method, variant, code.name)).inc()
-        self._get(REQUEST_SECONDS, (method,)).observe(seconds)
-
-    def refused(self, reason: str) -> None:
-        """It was not answered with a result."""
-        self._get(REFUSED, (reason if reason in REASONS else OTHER_REASON,)).inc()
-
-    def answered(self, variant: str, run_id: str, tally: Tally, kernel_seconds: float) -> None:
-        """It was answered with a result."""
-        labels = (variant, self._run(run_id))
-        if (GROUPS.name, labels) not in self._series:
-            self._foresee_run(*labels)
-        self._get(GROUPS, labels).inc(tally.groups)
-        self._get(REWARDS, labels).inc(tally.rewards)
-        for definition, groups in (
-            (ZERO_SIGNAL, tally.zero_signal),
-            (CLAMPED, tally.clamped),
-            (TOO_SMALL, tally.too_small),
-        ):
-            if groups:
-                self._get(definition, labels).inc(groups)
-        self._get(KERNEL_SECONDS, (variant,)).inc(kernel_seconds)
-        self._batch_rewards.observe(tally.rewards)
-        self._batch_groups.observe(tally.groups)
-
-    def _foresee(self) -> None:
         variants = [variant.name for variant in Variant]
-        by_method = {
+        variants_of = {
             TRANSFORM: [*variants, UNKNOWN_VARIANT],
             TRANSFORM_STREAM: [*variants, UNKNOWN_VARIANT],
             ESTIMATE: [NO_VARIANT],
             GET_SERVER_INFO: [NO_VARIANT],
         }
-        for method, names in by_method.items():
-            self._get(IN_FLIGHT, (method,))
-            self._get(REQUEST_SECONDS, (method,))
-            for name in names:
-                for code in CODES:
-                    self._get(REQUESTS, (method, name, code))
-        for reason in (*REASONS, OTHER_REASON):
-            self._get(REFUSED, (reason,))
-        for name in (*variants, NO_VARIANT):
-            self._get(KERNEL_SECONDS, (name,))
-            self._foresee_run(name, NO_RUN)
+        self._in_flight: dict[str, Gauge] = {method: self._series(IN_FLIGHT, method) for method in METHODS}
+        self._seconds: dict[str, Histogram] = {method: self._series(REQUEST_SECONDS, method) for method in METHODS}
+        self._requests: dict[tuple[str, str, grpc.StatusCode], Counter] = {
+            (method, variant, code): self._series(REQUESTS, method, variant, code.name)
+            for method in METHODS
+            for variant in variants_of[method]
+            for code in STATUS_CODES
+        }
+        self._refused: dict[str, Counter] = {
+            reason: self._series(REFUSED, reason) for reason in (*REASONS, OTHER_REASON)
+        }
+        self._kernel_seconds: dict[str, Counter] = {
+            variant: self._series(KERNEL_SECONDS, variant) for variant in (*variants, NO_VARIANT)
+        }
+        self._of_runs: dict[tuple[str, str], _RunSeries] = {
+            (variant, NO_RUN): self._run_series(variant, NO_RUN) for variant in (*variants, NO_VARIANT)
+        }
+        self._batch_rewards: Histogram = self._built[BATCH_REWARDS]
+        self._batch_groups: Histogram = self._built[BATCH_GROUPS]
+        self.open_streams: Gauge = self._built[OPEN_STREAMS]
+        self._max_run_ids = max_run_ids
+        self._runs: set[str] = set()
+        runs = (__version__, platform.python_version(), *map(installed, ("numba", "numpy", "grpcio")))
+        self._series(BUILD_INFO, *runs).set(1)
 
-    def _foresee_run(self, variant: str, run: str) -> None:
-        of_transforms = () if variant == NO_VARIANT else (ZERO_SIGNAL, CLAMPED, TOO_SMALL)
-        for definition in (GROUPS, REWARDS, *of_transforms):
-            self._get(definition, (variant, run))
+    def started(self, method: str) -> None:
+        """A request arrived."""
+        self._in_flight[method].inc()
+
+    def finished(self, method: str, variant: str, code: grpc.StatusCode, seconds: float) -> None:
+        """Its answer is ready."""
+        self._in_flight[method].dec()
+        self._requests[method, variant, code].inc()
+        self._seconds[method].observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        """It was not answered with a result."""
+        self._refused[reason if reason in REASONS else OTHER_REASON].inc()
+
+    def answered(self, variant: str, run_id: str, tally: Tally, kernel_seconds: float) -> None:
+        """It was answered with a result."""
+        run = self._run(run_id)
+        series = self._of_runs.get((variant, run))
+        if series is None:
+            series = self._of_runs[variant, run] = self._run_series(variant, run)
+        series.groups.inc(tally.groups)
+        series.rewards.inc(tally.rewards)
+        for counter, groups in zip(
+            series.of_transforms, (tally.zero_signal, tally.clamped, tally.too_small), strict=False
+        ):
+            if groups:
+                counter.inc(groups)
+        self._kernel_seconds[variant].inc(kernel_seconds)
+        self._batch_rewards.observe(tally.rewards)
+        self._batch_groups.observe(tally.groups)
+
+    def _run_series(self, variant: str, run: str) -> _RunSeries:
+        groups, rewards, *of_transforms = (
+            self._series(definition, variant, run)
+            for definition in ((GROUPS, REWARDS) if variant == NO_VARIANT else (GROUPS, REWARDS, *OF_TRANSFORMS))
+        )
+        return _RunSeries(groups, rewards, tuple(of_transforms))
 
     def _run(self, run_id: str) -> str:
         if not run_id or not self._max_run_ids:
@@ -213,11 +226,8 @@ class Metrics:
             self._runs.add(run_id)
         return run_id
 
-    def _get(self, definition: Definition, labels: tuple[str, ...]) -> Any:
-        series = self._series.get((definition.name, labels))
-        if series is None:
-            series = self._series[definition.name, labels] = self._built[definition].labels(*labels)
-        return series
+    def _series(self, definition: Definition, *labels: str) -> Any:
+        return self._built[definition].labels(*labels)
 
 
 def undecoded_variant(method: str) -> str:

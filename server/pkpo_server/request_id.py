@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-_random = random.SystemRandom()
 
 
 def request_id(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[str, str | None]:
@@ -17,4 +16,4 @@ def request_id(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[str, str | 
             found = _TRACEPARENT.fullmatch(value)
             if found:
                 return found[1], value[:55]
-    return f"{_random.getrandbits(128):032x}", None
+    return f"{random.getrandbits(128):032x}", None

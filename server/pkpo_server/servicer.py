@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import grpc
@@ -85,27 +83,32 @@ class RewardTransformServicer:
         caller = _caller(metrics.GET_SERVER_INFO, context)
         started = time.perf_counter()
         try:
-            with self._admitted(caller):
-                self._means.metrics.started(caller.method)
-                elapsed = time.perf_counter() - started
-                self._means.metrics.finished(caller.method, metrics.NO_VARIANT, grpc.StatusCode.OK, elapsed)
-                await _greet(context, caller)
-                return self._info
+            self._admit(caller)
         except Refusal as refusal:
-            failure = refusal
-        return await _abort(context, caller, failure)
+            return await _abort(context, caller, refusal)
+        self._means.metrics.started(caller.method)
+        elapsed = time.perf_counter() - started
+        self._means.metrics.finished(caller.method, metrics.NO_VARIANT, grpc.StatusCode.OK, elapsed)
+        self._admission.leave()
+        context.set_trailing_metadata(_names(caller))
+        return self._info
 
     async def _answer_unary(self, kind: Kind, raw: bytes, context: Any) -> bytes:
         caller = _caller(kind.method, context)
         try:
-            with self._admitted(caller):
+            self._admit(caller)
+            try:
                 exchange = Exchange(self._means, caller, kind, raw)
                 del raw
                 answer = exchange.now()
                 if answer is None:
                     answer = await exchange.later()
-                await _greet(context, caller)
-                return answer
+            finally:
+                self._admission.leave()
+            # Not in initial metadata, as on a stream: to send those by themselves costs more than to compute a small
+            # batch, and gRPC sends none of ours with an answer.
+            context.set_trailing_metadata(_names(caller))
+            return answer
         except aio.InternalError:
             # The transport is gone, and with it whom to tell.
             raise
@@ -116,19 +119,13 @@ class RewardTransformServicer:
     async def _transform_stream(self, _: Any, context: Any) -> None:
         caller = _caller(STREAM_MESSAGE.method, context)
         try:
-            with self._admitted(caller):
-                await _greet(context, caller)
-                stream = Stream(context, self._means, caller, self._stream_in_flight)
-                self._streams.add(stream)
-                self._means.metrics.open_streams.inc()
-                try:
-                    await stream.serve()
-                except Draining as refusal:
-                    log_refusal(refusal, caller, self._means)
-                    raise
-                finally:
-                    self._means.metrics.open_streams.dec()
-                    self._streams.discard(stream)
+            self._admit(caller)
+            try:
+                # Only once it is let in: clients retry no call whose headers they have seen.
+                await context.send_initial_metadata(_names(caller))
+                await self._serve_stream(context, caller)
+            finally:
+                self._admission.leave()
             return
         except aio.InternalError:
             raise
@@ -136,8 +133,21 @@ class RewardTransformServicer:
             failure = refusal_of(error, caller, self._means)
         await _abort(context, caller, failure)
 
-    @contextmanager
-    def _admitted(self, caller: Caller) -> Iterator[None]:
+    async def _serve_stream(self, context: Any, caller: Caller) -> None:
+        stream = Stream(context, self._means, caller, self._stream_in_flight)
+        self._streams.add(stream)
+        self._means.metrics.open_streams.inc()
+        try:
+            await stream.serve()
+        except Draining as refusal:
+            log_refusal(refusal, caller, self._means)
+            raise
+        finally:
+            self._means.metrics.open_streams.dec()
+            self._streams.discard(stream)
+
+    def _admit(self, caller: Caller) -> None:
+        """Lets a call in, which must leave. Raises Refusal, accounted for."""
         try:
             if self._draining:
                 raise Draining
@@ -147,10 +157,6 @@ class RewardTransformServicer:
         except Refusal as refusal:
             self._account_unread(refusal, caller)
             raise
-        try:
-            yield
-        finally:
-            self._admission.leave()
 
     def _account_unread(self, refusal: Refusal, caller: Caller) -> None:
         variant = metrics.undecoded_variant(caller.method)
@@ -160,18 +166,20 @@ class RewardTransformServicer:
 
 
 def warm_up(means: Means) -> None:
-    """Answers a request of every kind once, so that no caller's first one is slower than the next."""
+    """Answers a request of every kind by every variant once, so that no caller's first one is slower than the next."""
     rewards = [0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
-    shapes = ({"group_size": 4}, {"group_sizes": pb.GroupSizes(sizes=[4, 4])})
-    values = ({"f64": pb.DoubleValues(values=rewards)}, {"f32": pb.FloatValues(values=rewards)})
-    for groups in (pb.RewardGroups(**value, **shape) for value in values for shape in shapes):
-        for number, variant in codec.VARIANTS.items():
-            k = [4] if variant is Variant.TZSM else [2]
-            request = pb.TransformRequest(groups=groups, variant=number, k=k, estimate_k=[1, 2])  # type: ignore[arg-type]
-            _answer(TRANSFORM, request.SerializeToString(), means)
-            numbered = pb.TransformStreamRequest(sequence=1, request=request)
-            _answer(STREAM_MESSAGE, numbered.SerializeToString(), means)
-        _answer(ESTIMATE, pb.EstimateRequest(groups=groups, k=[1, 2]).SerializeToString(), means)
+    doubles = pb.RewardGroups(f64=pb.DoubleValues(values=rewards), group_size=4)
+    floats = pb.RewardGroups(f32=pb.FloatValues(values=rewards), group_sizes=pb.GroupSizes(sizes=[2, 6]))
+    for number, variant in codec.VARIANTS.items():
+        k = [0] if variant is Variant.TZSM else [2]
+        request = pb.TransformRequest(variant=number, k=k, k_policy=pb.K_POLICY_CLAMP)  # type: ignore[arg-type]
+        request.groups.CopyFrom(doubles)
+        _answer(TRANSFORM, request.SerializeToString(), means)
+        request.groups.CopyFrom(floats)
+        request.estimate_k.append(2)
+        message = pb.TransformStreamRequest(sequence=1, request=request)
+        _answer(STREAM_MESSAGE, message.SerializeToString(), means)
+    _answer(ESTIMATE, pb.EstimateRequest(groups=doubles, k=[2]).SerializeToString(), means)
     InvalidRequest([Violation("k", "is 0; must be at least 1")]).trailing_metadata()
 
 
@@ -186,16 +194,11 @@ def _caller(method: str, context: Any) -> Caller:
     name, traceparent = request_id(context.invocation_metadata())
     remaining = context.time_remaining()
     deadline = None if remaining is None else time.monotonic() + remaining
-    return Caller(method, name, traceparent, context.peer(), deadline)
+    return Caller(method, name, traceparent, context.peer, deadline)
 
 
 def _names(caller: Caller) -> tuple[tuple[str, str], ...]:
     return ((VERSION_KEY, __version__), (REQUEST_ID_KEY, caller.request_id))
-
-
-async def _greet(context: Any, caller: Caller) -> None:
-    # Only once a call is let in and, if unary, answered: clients retry no call whose headers they have seen.
-    await context.send_initial_metadata(_names(caller))
 
 
 async def _abort(context: Any, caller: Caller, refusal: Refusal) -> NoReturn:

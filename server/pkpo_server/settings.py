@@ -1,15 +1,16 @@
-"""Everything that can be set, once: flags, environment variables and the documented table come from these fields."""
+"""Everything that can be set, once: flags, environment variables and the documented table come from these fields.
+
+By the standard library alone: to import what does the same takes longer than the rest of a server's start.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
+from typing import Any
 
 from pkpo import __version__
 
@@ -20,96 +21,158 @@ WORKER_VARIABLE = "PKPO_INTERNAL_WORKER"
 # Longer paths do not fit a socket address on Linux.
 LONGEST_SOCKET_PATH = 107
 _KIB, _MIB = 2**10, 2**20
+_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
 class InvalidSettings(Exception):
     """What was set cannot be used; the text says which flag or variable, its value and what it may be."""
 
 
-def _setting(default: Any, description: str, unit: str = "", **bounds: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"unit": unit}, **bounds)
+@dataclass(frozen=True)
+class Setting:
+    """One thing that can be set.
+
+    Attributes:
+        kind: str, int, float, bool or Path.
+        default: its value where nothing is said.
+        description: its meaning.
+        unit: of a number, where it has one.
+        least, greatest: the bounds of a number.
+        choices: the words it may be; empty where it may be any.
+    """
+
+    kind: type
+    default: Any
+    description: str
+    unit: str = ""
+    least: int = 0
+    greatest: int = 0
+    choices: tuple[str, ...] = ()
+
+    def value(self, text: str) -> Any:
+        """What a text says. Raises ValueError where that cannot be."""
+        if self.kind is bool:
+            word = text.lower()
+            if word not in (*_TRUE, *_FALSE):
+                raise ValueError(text)
+            return word in _TRUE
+        value = self.kind(text)
+        if self.kind in (int, float):
+            fits = self.least <= value <= self.greatest  # so not NaN
+        else:
+            fits = bool(text) and (not self.choices or text in self.choices)
+        if not fits:
+            raise ValueError(text)
+        return value
+
+    @property
+    def requirement(self) -> str:
+        """What its value must be."""
+        if self.kind in (int, float):
+            return f"{'a whole number' if self.kind is int else 'a number'} from {self.least} to {self.greatest}"
+        if self.kind is bool:
+            return "true or false"
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        return "a path" if self.kind is Path else "an address"
 
 
-class Settings(BaseSettings):
+def _address(default: str, description: str) -> Any:
+    return _field(Setting(str, default, description))
+
+
+def _number(default: int, description: str, least: int, greatest: int, unit: str = "", kind: type = int) -> Any:
+    return _field(Setting(kind, default, description, unit, least, greatest))
+
+
+def _field(setting: Setting) -> Any:
+    return field(default=setting.default, metadata={"setting": setting})
+
+
+@dataclass(frozen=True)
+class Settings:
     """Serves advantages that optimise pass@k over gRPC."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENVIRONMENT_PREFIX,
-        frozen=True,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
+    host: str = _address(
+        "127.0.0.1", "Address to serve on. Anything but loopback is open to everyone who can reach it."
     )
-
-    host: str = _setting(
-        "127.0.0.1", "Address to serve on. Anything but loopback is open to everyone who can reach it.", min_length=1
+    port: int = _number(50051, "TCP port to serve on; 0 picks a free one, which the log names.", 0, 65535)
+    unix_socket: Path | None = field(
+        default=None,
+        metadata={
+            "setting": Setting(Path, None, "Serve on this unix socket instead of TCP (one worker, for a sidecar).")
+        },
     )
-    port: int = _setting(50051, "TCP port to serve on; 0 picks a free one, which the log names.", ge=0, le=65535)
-    unix_socket: Path | None = _setting(None, "Serve on this unix socket instead of TCP (one worker, for a sidecar).")
-    metrics_host: str = _setting("127.0.0.1", "Address of the Prometheus metrics.", min_length=1)
-    metrics_port: int = _setting(9464, "TCP port of the Prometheus metrics; 0 picks a free one.", ge=0, le=65535)
-    workers: int = _setting(1, "Processes that share the port.", ge=1, le=256)
-    threads: int = _setting(
-        0, "Threads that compute big batches, in each worker; 0 divides the CPUs among the workers.", ge=0, le=256
+    metrics_host: str = _address("127.0.0.1", "Address of the Prometheus metrics.")
+    metrics_port: int = _number(9464, "TCP port of the Prometheus metrics; 0 picks a free one.", 0, 65535)
+    workers: int = _number(1, "Processes that share the port.", 1, 256)
+    threads: int = _number(
+        0, "Threads that compute big batches, in each worker; 0 divides the CPUs among the workers.", 0, 256
     )
-    max_message_bytes: int = _setting(64 * _MIB, "Largest message, in and out.", "bytes", ge=_KIB, le=2**31 - 1)
+    max_message_bytes: int = _number(64 * _MIB, "Largest message, in and out.", _KIB, 2**31 - 1, "bytes")
     # 64 MiB hold just under this many doubles. Of floats they hold twice as many, but the work is in doubles.
-    max_rewards: int = _setting(2**23, "Most rewards in one request.", "rewards", ge=1, le=2**31 - 1)
-    max_group_size: int = _setting(2**20, "Most rewards in one group.", "rewards", ge=1, le=2**31 - 1)
-    max_groups: int = _setting(2**20, "Most groups in one request.", "groups", ge=1, le=2**31 - 1)
-    max_estimate_k: int = _setting(
-        32, "Most values of k to estimate max@k for in one request.", "values", ge=1, le=4096
-    )
-    max_concurrent_rpcs: int = _setting(
+    max_rewards: int = _number(2**23, "Most rewards in one request.", 1, 2**31 - 1, "rewards")
+    max_group_size: int = _number(2**20, "Most rewards in one group.", 1, 2**31 - 1, "rewards")
+    max_groups: int = _number(2**20, "Most groups in one request.", 1, 2**31 - 1, "groups")
+    max_estimate_k: int = _number(32, "Most values of k to estimate max@k for in one request.", 1, 4096, "values")
+    max_concurrent_rpcs: int = _number(
         1024,
         "Calls and streams open at once in each worker; more are refused with RESOURCE_EXHAUSTED.",
+        1,
+        2**20,
         "calls",
-        ge=1,
-        le=2**20,
     )
-    stream_in_flight: int = _setting(
+    stream_in_flight: int = _number(
         16,
         "Messages of one stream being answered at once; further ones are not read until an answer has left.",
+        1,
+        4096,
         "messages",
-        ge=1,
-        le=4096,
     )
-    max_connection_age_seconds: float = _setting(
+    max_connection_age_seconds: float = _number(
         0,
         "Ask clients to reconnect after about this long, which spreads load behind a headless service; 0 never does.",
+        0,
+        10**7,
         "seconds",
-        ge=0,
-        le=10**7,
+        float,
     )
-    drain_seconds: float = _setting(
-        30, "After the first SIGTERM or SIGINT, how long accepted work may take to finish.", "seconds", ge=0, le=3600
+    drain_seconds: float = _number(
+        30, "After the first SIGTERM or SIGINT, how long accepted work may take to finish.", 0, 3600, "seconds", float
     )
-    max_run_ids: int = _setting(
+    max_run_ids: int = _number(
         64,
         "Runs with metric series of their own, in each worker, first come first served; the rest share `other`.",
+        0,
+        10000,
         "runs",
-        ge=0,
-        le=10000,
     )
-    reflection: bool = _setting(True, "Let clients ask which services and messages there are.")
-    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least severe log line to write.")
+    reflection: bool = _field(Setting(bool, True, "Let clients ask which services and messages there are."))
+    log_level: str = _field(
+        Setting(str, "info", "Least severe log line to write.", choices=("debug", "info", "warning", "error"))
+    )
 
-    @model_validator(mode="after")
-    def _one_worker_on_a_short_path(self) -> Settings:
-        if self.unix_socket is not None:
-            if self.workers > 1:
-                raise ValueError(
-                    f"--workers (PKPO_WORKERS): {self.workers} with --unix-socket; must be 1, since processes cannot"
-                    " share a unix socket"
-                )
-            length = len(str(self.unix_socket.absolute()).encode())
-            if length > LONGEST_SOCKET_PATH:
-                raise ValueError(
-                    f"--unix-socket (PKPO_UNIX_SOCKET): the path is {length} bytes long; must be at most"
-                    f" {LONGEST_SOCKET_PATH}"
-                )
-        return self
+    def __post_init__(self) -> None:
+        if self.unix_socket is None:
+            return
+        if self.workers > 1:
+            raise InvalidSettings(
+                f"--workers (PKPO_WORKERS): {self.workers} with --unix-socket; must be 1, since processes cannot share"
+                " a unix socket"
+            )
+        length = len(str(self.unix_socket.absolute()).encode())
+        if length > LONGEST_SOCKET_PATH:
+            raise InvalidSettings(
+                f"--unix-socket (PKPO_UNIX_SOCKET): the path is {length} bytes long; must be at most"
+                f" {LONGEST_SOCKET_PATH}"
+            )
+
+    def texts(self) -> dict[str, str]:
+        """Every setting that is set, as `settings_of` reads it."""
+        return {name: str(value) for name, value in asdict(self).items() if value is not None}
+
+
+SETTINGS: Mapping[str, Setting] = {each.name: each.metadata["setting"] for each in fields(Settings)}
 
 
 def read_settings(arguments: Sequence[str]) -> Settings:
@@ -119,18 +182,34 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         InvalidSettings: a value is not of its type, or out of its bounds.
         SystemExit: --help, --version (0), or a flag that does not exist (2).
     """
-    parser = argparse.ArgumentParser(
-        PROGRAM,
-        description=Settings.__doc__,
-        epilog=f"Each flag is an environment variable too: {flag('max_rewards')} is {variable('max_rewards')}.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    source: CliSettingsSource[Any] = CliSettingsSource(Settings, root_parser=parser)
-    try:
-        return CliApp.run(Settings, cli_args=list(arguments), cli_settings_source=source)
-    except ValidationError as error:
-        raise InvalidSettings("\n".join(_complaints(error, arguments))) from error
+    flags = {name: str(value) for name, value in vars(_parser().parse_args(arguments)).items()}
+    variables = {name: os.environ[variable(name)] for name in SETTINGS if variable(name) in os.environ}
+    named = {**{name: variable(name) for name in variables}, **{name: flag(name) for name in flags}}
+    return settings_of({**variables, **flags}, named)
+
+
+def settings_of(texts: Mapping[str, str], named: Mapping[str, str] | None = None) -> Settings:
+    """The settings that texts say, by name.
+
+    Args:
+        texts: of some settings; the others have their defaults.
+        named: what complaints call them, where that is not the name.
+
+    Raises:
+        InvalidSettings: as `read_settings`.
+    """
+    values: dict[str, Any] = {}
+    complaints: list[str] = []
+    for name, text in texts.items():
+        try:
+            values[name] = SETTINGS[name].value(text)
+        except ValueError:
+            given = text if len(text) <= 80 else text[:80] + "..."
+            called = (named or {}).get(name, name)
+            complaints.append(f"{called}: {given!r}; must be {SETTINGS[name].requirement}{_hint(text)}")
+    if complaints:
+        raise InvalidSettings("\n".join(complaints))
+    return Settings(**values)
 
 
 def flag(name: str) -> str:
@@ -143,36 +222,25 @@ def variable(name: str) -> str:
     return ENVIRONMENT_PREFIX + name.upper()
 
 
-def bounds(field: FieldInfo) -> tuple[Any, Any]:
-    """The least and the greatest value of a setting; None where there is none."""
-    least = next((m.ge for m in field.metadata if hasattr(m, "ge")), None)
-    greatest = next((m.le for m in field.metadata if hasattr(m, "le")), None)
-    return least, greatest
-
-
-def _complaints(error: ValidationError, arguments: Sequence[str]) -> Iterator[str]:
-    for problem in error.errors(include_url=False):
-        if not problem["loc"]:
-            yield str(problem["ctx"]["error"])
-            continue
-        name = str(problem["loc"][0])
-        by_flag = any(a.split("=", 1)[0] in (flag(name), "--no-" + flag(name)[2:]) for a in arguments)
-        given = str(problem["input"])
-        if len(given) > 80:
-            given = given[:80] + "..."
-        where = flag(name) if by_flag else variable(name)
-        yield f"{where}: {given!r}; {_requirement(name, problem['msg'])}{_hint(given)}"
-
-
-def _requirement(name: str, otherwise: str) -> str:
-    field = Settings.model_fields[name]
-    least, greatest = bounds(field)
-    if least is not None:
-        kind = "a whole number" if field.annotation is int else "a number"
-        return f"must be {kind} from {least} to {greatest}"
-    if field.annotation is bool:
-        return "must be true or false"
-    return otherwise[0].lower() + otherwise[1:]
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        PROGRAM,
+        description=Settings.__doc__,
+        epilog=f"Each flag is an environment variable too: {flag('max_rewards')} is {variable('max_rewards')}.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    for name, setting in SETTINGS.items():
+        default = "" if setting.default is None else f" (default: {str(setting.default).lower()})"
+        if setting.kind is bool:
+            parser.add_argument(
+                flag(name), action=argparse.BooleanOptionalAction, help=f"{setting.description}{default}"
+            )
+        else:
+            metavar = f"{{{','.join(setting.choices)}}}" if setting.choices else setting.kind.__name__
+            parser.add_argument(flag(name), metavar=metavar, help=f"{setting.description}{default}")
+    return parser
 
 
 def _hint(given: str) -> str:

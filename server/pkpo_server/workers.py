@@ -26,7 +26,7 @@ from pkpo_server import logs, signals
 from pkpo_server.address import CannotListen, tcp_address, warn_where_open
 from pkpo_server.logs import Log
 from pkpo_server.prometheus import Definition, Processes, serve_metrics
-from pkpo_server.settings import WORKER_VARIABLE, Settings
+from pkpo_server.settings import WORKER_VARIABLE, Settings, settings_of
 
 _METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -167,7 +167,7 @@ class Supervisor:
             "address": self._address,
             "tell": tell,
             "life": self._life,
-            "settings": self._settings.model_dump(mode="json"),
+            "settings": self._settings.texts(),
         }
         environment = os.environ | {WORKER_VARIABLE: json.dumps(role), _METRICS_FOLDER_VARIABLE: self._folder}
         try:
@@ -232,7 +232,7 @@ def run_worker(role: str) -> int:
         role: what the supervisor says in the environment.
     """
     told = json.loads(role)
-    settings = Settings.model_validate(told["settings"])
+    settings = settings_of(told["settings"])
     log = logs.configure(settings.log_level, worker=told["index"])
 
     from prometheus_client import values

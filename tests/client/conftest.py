@@ -133,7 +133,7 @@ class Proxy(reward_transform_pb2_grpc.RewardTransformServiceServicer):
         except grpc.RpcError as error:
             context.set_trailing_metadata(error.trailing_metadata())
             context.abort(error.code(), error.details())
-        context.send_initial_metadata([m for m in call.initial_metadata() if m.key.startswith("pkpo-")])
+        context.set_trailing_metadata([m for m in call.trailing_metadata() if m.key.startswith("pkpo-")])
         return response
 
 

@@ -58,7 +58,7 @@ def test_parts_are_whole_groups_in_order_and_fit(
             first_group=2**64 - 1,
         )
         request = codec.stream_request(2**64 - 1, work)
-        assert request.ByteSize() <= LIMITS.max_message_bytes
+        assert len(request) <= LIMITS.max_message_bytes
         response = pb.TransformResponse(group_statuses=[pb.GROUP_STATUS_TOO_SMALL] * groups)
         getattr(response, "f32" if dtype == np.float32 else "f64").values.extend([1.0] * rewards)
         for _ in range(estimates):

@@ -68,7 +68,7 @@ def test_every_batch_comes_out_once_in_order_whatever_happens(parts: list[int], 
             clock.time += window.seconds_to_wait() or 0.0 if not on_the_way else 0.0
             item = window.to_send()
             if item is not None:
-                on_the_way.append(window.send(item))
+                on_the_way.append(pb.TransformStreamRequest.FromString(window.send(item)))
         elif event == "break":
             stale += [answer(message) for message in on_the_way]
             on_the_way.clear()

@@ -180,7 +180,7 @@ def test_every_answer_names_the_version_and_the_request(stub: Any, call: str) ->
         "GetServerInfo": pb.GetServerInfoRequest(),
     }
     _, done = getattr(stub, call).with_call(requests[call])
-    metadata = dict(done.initial_metadata())
+    metadata = dict(done.trailing_metadata())
     assert metadata["pkpo-server-version"] == pkpo.__version__
     assert len(metadata["pkpo-request-id"]) == 32
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import pkpo
-from pkpo_server.settings import InvalidSettings, Settings, bounds, flag, read_settings, variable
+from pkpo_server.settings import SETTINGS, InvalidSettings, flag, read_settings, settings_of, variable
 
 
 @pytest.fixture(autouse=True)
@@ -27,20 +27,19 @@ def test_defaults() -> None:
 
 
 def other_value(name: str) -> Any:
-    field = Settings.model_fields[name]
-    least, _ = bounds(field)
+    setting = SETTINGS[name]
     if name == "unix_socket":
         return "/tmp/pkpo.sock"
     if name == "log_level":
         return "error"
-    if field.annotation is bool:
-        return not field.default
-    if least is not None:
-        return field.annotation(field.default + 1)
+    if setting.kind is bool:
+        return not setting.default
+    if setting.kind in (int, float):
+        return setting.kind(setting.default + 1)
     return "192.0.2.1"
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_has_a_flag_and_a_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = other_value(name)
     arguments = [flag(name), str(wanted)]
@@ -58,10 +57,23 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_every_number_has_bounds_and_every_setting_a_description() -> None:
-    for name, field in Settings.model_fields.items():
-        assert field.description, name
-        if field.annotation in (int, float):
-            assert None not in bounds(field), name
+    for name, setting in SETTINGS.items():
+        assert setting.description, name
+        if setting.kind in (int, float):
+            assert setting.least <= setting.default <= setting.greatest, name
+            assert setting.least < setting.greatest, name
+
+
+@pytest.mark.parametrize(("said", "meant"), [("true", True), ("1", True), ("No", False), ("off", False)])
+def test_what_is_on_or_off_may_be_said_in_several_ways(said: str, meant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PKPO_REFLECTION", said)
+    assert read_settings([]).reflection is meant
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_survive_the_way_to_a_worker(name: str) -> None:
+    settings = settings_of({name: str(other_value(name))})
+    assert settings_of(settings.texts()) == settings
 
 
 BAD = [
@@ -73,6 +85,8 @@ BAD = [
     (["--drain-seconds", "inf"], {}, ["--drain-seconds", "'inf'"]),
     (["--log-level", "loud"], {}, ["--log-level", "'loud'", "debug", "error"]),
     (["--host", ""], {}, ["--host", "''"]),
+    (["--unix-socket", ""], {}, ["--unix-socket", "''", "a path"]),
+    ([], {"PKPO_PORT": ""}, ["PKPO_PORT", "''", "0 to 65535"]),
     ([], {"PKPO_MAX_REWARDS": "0"}, ["PKPO_MAX_REWARDS", "'0'", "from 1 to"]),
     ([], {"PKPO_REFLECTION": "perhaps"}, ["PKPO_REFLECTION", "'perhaps'", "true or false"]),
     ([], {"PKPO_PORT": "tcp://10.0.0.1:50051"}, ["PKPO_PORT", "enableServiceLinks"]),
@@ -121,7 +135,7 @@ def test_the_command_exits_with_2_and_no_traceback(arguments: list[str], environ
 def test_help_and_version() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for name in Settings.model_fields:
+    for name in SETTINGS:
         assert flag(name) in done.stdout
     assert variable("max_rewards") in done.stdout
     done = run("--version")

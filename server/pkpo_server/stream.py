@@ -2,7 +2,7 @@
 
 A message is read only when there is room to answer it, and its room is free again only when its answer has left: so
 memory is bounded for a caller that sends faster than it reads. Small batches are answered between two reads, in order;
-big ones beside each other in threads, as they come.
+big ones beside each other in threads, as they come. Answers leave while the next message is read and computed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Stream:
         self._means = means
         self._caller = caller
         self._room = asyncio.Semaphore(in_flight)
-        self._writing = asyncio.Lock()
-        self._answering: set[asyncio.Task[None]] = set()
+        self._answers: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._computing: set[asyncio.Task[None]] = set()
         self._reader: asyncio.Task[None] | None = None
         self._idle = False
         self._draining = False
@@ -47,19 +47,23 @@ class Stream:
             InvalidRequest: a message that cannot be answered under its number, because it has none.
         """
         self._reader = asyncio.create_task(self._read())
+        writer = asyncio.create_task(self._write())
         try:
-            await asyncio.wait({self._reader})
-            while self._answering and self._failure is None:
-                await asyncio.wait(self._answering, return_when=asyncio.FIRST_COMPLETED)
+            # The writer ends before it is told to only by failing.
+            await asyncio.wait({self._reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            while self._computing and self._failure is None and not writer.done():
+                await asyncio.wait({*self._computing, writer}, return_when=asyncio.FIRST_COMPLETED)
+            self._answers.put_nowait(None)
+            await asyncio.wait({writer})
         finally:
-            self._reader.cancel()
-            for task in self._answering:
+            for task in (self._reader, writer, *self._computing):
                 task.cancel()
-            await asyncio.gather(self._reader, *self._answering, return_exceptions=True)
+            await asyncio.gather(self._reader, writer, *self._computing, return_exceptions=True)
         if self._failure is not None:
             raise self._failure
-        if not self._reader.cancelled():
-            self._reader.result()
+        for task in (writer, self._reader):
+            if not task.cancelled():
+                task.result()
         if self._draining:
             raise Draining
 
@@ -82,37 +86,37 @@ class Stream:
             try:
                 answer = exchange.now()
             except Refusal as refusal:
-                await self._refuse(exchange, refusal)
-            else:
-                if answer is None:
-                    task = asyncio.create_task(self._answer(exchange))
-                    self._answering.add(task)
-                    task.add_done_callback(self._answered)
-                    continue
-                await self._send(answer)
-            self._room.release()
+                answer = _error(exchange, refusal)
+            if answer is not None:
+                self._answers.put_nowait(answer)
+                continue
+            task = asyncio.create_task(self._compute(exchange))
+            self._computing.add(task)
+            task.add_done_callback(self._computed)
 
-    async def _answer(self, exchange: Exchange) -> None:
+    async def _compute(self, exchange: Exchange) -> None:
         try:
             answer = await exchange.later()
         except Refusal as refusal:
-            await self._refuse(exchange, refusal)
-        else:
-            await self._send(answer)
+            answer = _error(exchange, refusal)
+        self._answers.put_nowait(answer)
 
-    def _answered(self, task: asyncio.Task[None]) -> None:
-        self._answering.discard(task)
-        self._room.release()
+    def _computed(self, task: asyncio.Task[None]) -> None:
+        self._computing.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._failure = self._failure or task.exception()
             if self._reader is not None:
                 self._reader.cancel()
 
-    async def _refuse(self, exchange: Exchange, refusal: Refusal) -> None:
-        if exchange.request.sequence is None:
-            raise refusal
-        await self._send(codec.stream_error(exchange.request.sequence, refusal.transform_error()))
+    async def _write(self) -> None:
+        while (answer := await self._answers.get()) is not None:
+            await self._context.write(answer)
+            del answer
+            self._room.release()
 
-    async def _send(self, message: bytes) -> None:
-        async with self._writing:
-            await self._context.write(message)
+
+def _error(exchange: Exchange, refusal: Refusal) -> bytes:
+    """The answer that refuses a message. Raises the refusal where the message has no number to be answered under."""
+    if exchange.request.sequence is None:
+        raise refusal
+    return codec.stream_error(exchange.request.sequence, refusal.transform_error())

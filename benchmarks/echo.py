@@ -1,4 +1,5 @@
-"""Servers that do nothing but gRPC: what comes is sent back. With --work they do ours, by the server's own codec.
+"""Servers that do nothing but gRPC: what comes is sent back, under metadata as long as ours. With --work they do ours, by
+the server's own codec.
 
 python -m benchmarks.echo sync|asyncio|uvloop [--work] [--unix PATH]
 """
@@ -26,6 +27,7 @@ SERVER_OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
 )
+NAMES = (("echo-server-version", "0.1.0"), ("echo-request-id", "0" * 32))
 Answer = Callable[[bytes], bytes]
 
 
@@ -80,7 +82,8 @@ def _transformed() -> Answer:
 
 
 def _serve_sync(answer: Answer, address: str) -> None:
-    def unary(message: bytes, _: Any) -> bytes:
+    def unary(message: bytes, context: Any) -> bytes:
+        context.set_trailing_metadata(NAMES)
         return answer(message)
 
     def stream(messages: Iterator[bytes], _: Any) -> Iterator[bytes]:
@@ -95,7 +98,8 @@ def _serve_sync(answer: Answer, address: str) -> None:
 
 
 async def _serve_asyncio(answer: Answer, address: str) -> None:
-    async def unary(message: bytes, _: Any) -> bytes:
+    async def unary(message: bytes, context: Any) -> bytes:
+        context.set_trailing_metadata(NAMES)
         return answer(message)
 
     async def stream(messages: AsyncIterator[bytes], _: Any) -> AsyncIterator[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,9 +83,9 @@ def transform(
     """
     shape = None if isinstance(groups, RewardGroups) else np.shape(groups)
     groups = RewardGroups.of(groups)
-    refuse_any(_option_violations(variant, scale, k_policy, seed, first_group))
+    _refuse_other_options(variant, scale, k_policy, seed, first_group)
     legal = legal_k(groups, k, variant, k_policy)
-    estimates = tuple(MaxAtK.unfilled(k, groups.number_of_groups) for k in estimated_k("estimate_k", estimate_k))
+    estimates = tuple([MaxAtK.unfilled(k, groups.number_of_groups) for k in estimated_k("estimate_k", estimate_k)])
     rewards = np.ascontiguousarray(groups.rewards, dtype=np.float64)
     if variant is Variant.BINARY:
         _refuse_other_than_0_and_1(rewards)
@@ -110,15 +110,17 @@ def transform(
     return Transformed(rounded if shape is None else rounded.reshape(shape), legal.statuses, estimates)
 
 
-def _option_violations(
-    variant: object, scale: object, k_policy: object, seed: object, first_group: object
-) -> Iterator[Violation]:
+def _refuse_other_options(variant: object, scale: object, k_policy: object, seed: object, first_group: object) -> None:
+    found: list[Violation] = []
     for field, value, kind in (("variant", variant, Variant), ("scale", scale, Scale), ("k_policy", k_policy, KPolicy)):
         if not isinstance(value, kind):
-            yield Violation(field, f"is {value!r}; must be a {kind.__name__}: {', '.join(each.name for each in kind)}")
+            must = f"must be a {kind.__name__}: {', '.join(each.name for each in kind)}"
+            found.append(Violation(field, f"is {value!r}; {must}"))
     for field, value in (("seed", seed), ("first_group", first_group)):
         if not is_whole(value) or not 0 <= value <= _LARGEST_WORD:
-            yield Violation(field, f"is {value!r}; must be an integer from 0 to 2^64 - 1")
+            found.append(Violation(field, f"is {value!r}; must be an integer from 0 to 2^64 - 1"))
+    if found:
+        raise InvalidArgument(found)
 
 
 def _refuse_other_than_0_and_1(rewards: Float64s) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Generic, SupportsIndex, TypeAlias, overload
 
 import numpy as np
@@ -185,22 +186,26 @@ def transform_detailed(
     Raises:
         PkpoError: as in `transform`.
     """
-    chosen = _Options(
-        variant=options.name("variant", defaults.variant if variant is None else variant, options.VARIANTS),
-        scale=options.name("scale", defaults.scale if scale is None else scale, options.SCALES),
-        k_policy=options.name("k_policy", defaults.k_policy if k_policy is None else k_policy, options.K_POLICIES),
-        estimate_k=options.k_list("estimate_k", estimate_k),
-        seed=options.seed(seed),
-        run_id=options.run_id(defaults.run_id if run_id is None else run_id),
-        timeout=options.timeout(defaults.timeout if timeout is None else timeout),
+    given = (
+        defaults.variant if variant is None else variant,
+        defaults.scale if scale is None else scale,
+        defaults.k_policy if k_policy is None else k_policy,
+        seed,
+        defaults.run_id if run_id is None else run_id,
+        defaults.timeout if timeout is None else timeout,
     )
+    try:
+        chosen = _options(*given)
+    except TypeError:  # cannot be looked up, and so is none of what an option may be
+        chosen = _options.__wrapped__(*given)
+    estimated = options.k_list("estimate_k", estimate_k)
     array = taken(rewards)
     batch = grouped(array.values, group_ids, mask)
     ks = options.k_per_group(chosen.variant, k, len(batch.group_ids))
     if isinstance(ks, np.ndarray) and batch.groups is not None:
         ks = ks[batch.groups]
 
-    answer = yield from _transformed(batch, ks, chosen)
+    answer = yield from _transformed(batch, ks, estimated, chosen)
     return TransformResult(
         advantages=array.give_back(batch.scattered(answer.values)),
         group_statuses=batch.scattered_statuses(answer.group_statuses, GroupStatus.TOO_SMALL),
@@ -364,23 +369,37 @@ def failing(error: Exception) -> Operation[Any]:
     yield  # makes it one
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Options:
     variant: str
     scale: str
     k_policy: str
-    estimate_k: tuple[int, ...]
     seed: int
     run_id: str
     timeout: float
 
 
-def _transformed(batch: Grouped, ks: int | NDArray[np.int64] | None, chosen: _Options) -> Operation[Advantages]:
+# A training run gives the same ones every time.
+@lru_cache(maxsize=64, typed=True)
+def _options(variant: Any, scale: Any, k_policy: Any, seed: Any, run_id: Any, timeout: Any) -> _Options:
+    return _Options(
+        variant=options.name("variant", variant, options.VARIANTS),
+        scale=options.name("scale", scale, options.SCALES),
+        k_policy=options.name("k_policy", k_policy, options.K_POLICIES),
+        seed=options.seed(seed),
+        run_id=options.run_id(run_id),
+        timeout=options.timeout(timeout),
+    )
+
+
+def _transformed(
+    batch: Grouped, ks: int | NDArray[np.int64] | None, estimate_k: tuple[int, ...], chosen: _Options
+) -> Operation[Advantages]:
     if batch.number_of_groups == 0:
-        return Advantages(batch.rewards[:0], np.zeros(0, dtype=np.uint8), _no_estimates(chosen.estimate_k))
+        return Advantages(batch.rewards[:0], np.zeros(0, dtype=np.uint8), _no_estimates(estimate_k))
     limits: Limits = yield ServerLimits(chosen.timeout)
     answers: list[Advantages] = []
-    for part in splitting.parts(batch, limits, len(chosen.estimate_k)):
+    for part in splitting.parts(batch, limits, len(estimate_k)):
         answers.append(
             (
                 yield from _asked(
@@ -393,7 +412,7 @@ def _transformed(batch: Grouped, ks: int | NDArray[np.int64] | None, chosen: _Op
                         scale=chosen.scale,
                         k_policy=chosen.k_policy,
                         k=_of_part(ks, part.groups),
-                        estimate_k=chosen.estimate_k,
+                        estimate_k=estimate_k,
                         seed=chosen.seed,
                         run_id=chosen.run_id,
                         first_group=part.groups.start,

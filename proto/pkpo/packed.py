@@ -21,6 +21,7 @@ from pkpo.v1.reward_transform_pb2 import DoubleValues, FloatValues
 Part = bytes | memoryview
 
 _VARINT, _LENGTH_DELIMITED = 0, 2
+_REPEATED_FIELDS_ARE_ARRAYS = hasattr(DoubleValues().values, "__array__")
 
 
 def double_values(values: NDArray[Any]) -> DoubleValues:
@@ -35,7 +36,7 @@ def float_values(values: NDArray[Any]) -> FloatValues:
 
 def array(repeated: Any, dtype: Any) -> NDArray[Any]:
     """The numbers of a parsed repeated field, as a new one-dimensional array of `dtype`."""
-    if hasattr(repeated, "__array__"):
+    if _REPEATED_FIELDS_ARE_ARRAYS:
         return np.asarray(repeated, dtype=dtype)
     return np.fromiter(repeated, dtype=dtype, count=len(repeated))
 

@@ -26,7 +26,6 @@ from pkpo_core.errors import MOST_VIOLATIONS
 from pkpo_server.refusal import InvalidRequest
 
 Checkpoint = Callable[[], None]
-_Member = TypeVar("_Member")
 _Message = TypeVar("_Message", bound=Message)
 
 DEFAULT_VARIANT = Variant.SLOO_MINUS_ONE
@@ -208,15 +207,18 @@ def transform_work(request: pb.TransformRequest, limits: Limits) -> TransformWor
         InvalidRequest: names every offender found, up to a bound.
     """
     found: list[Violation] = []
-    variant = _member(VARIANTS, "variant", pb.Variant, request.variant, found)
-    scale = _member(_SCALES, "scale", pb.Scale, request.scale, found)
-    k_policy = _member(_K_POLICIES, "k_policy", pb.KPolicy, request.k_policy, found)
+    variant = VARIANTS.get(request.variant)
+    scale = _SCALES.get(request.scale)
+    k_policy = _K_POLICIES.get(request.k_policy)
+    if variant is None or scale is None or k_policy is None:
+        found += _unknown_members(request)
     estimate_k = _estimate_k("estimate_k", request.estimate_k, limits, found)
-    found += _run_id_violations(request.run_id)
+    if not legal_run_id(request.run_id):
+        found.append(_run_id_violation(request.run_id))
     groups = _reward_groups(request, limits, found)
     if groups is not None:
         size = groups.rewards.nbytes + groups.number_of_groups + _estimates_size(groups, estimate_k)
-        found += _answer_violations("estimate_k" if estimate_k else "groups", size, limits)
+        _check_answer("estimate_k" if estimate_k else "groups", size, limits, found)
     if found or groups is None or variant is None or scale is None or k_policy is None:
         raise InvalidRequest(found)
     k: int | NDArray[np.uint32] | None = None
@@ -237,7 +239,7 @@ def estimate_work(request: pb.EstimateRequest, limits: Limits) -> EstimateWork:
     k = _estimate_k("k", request.k, limits, found)
     groups = _reward_groups(request, limits, found)
     if groups is not None:
-        found += _answer_violations("k", _estimates_size(groups, k), limits)
+        _check_answer("k", _estimates_size(groups, k), limits, found)
     if found or groups is None:
         raise InvalidRequest(found)
     return EstimateWork(groups, k)
@@ -250,7 +252,7 @@ def variant_name(number: int) -> str | None:
 
 def legal_run_id(run_id: str) -> bool:
     """Whether a run_id keeps to the contract."""
-    return RUN_ID.fullmatch(run_id) is not None
+    return not run_id or RUN_ID.fullmatch(run_id) is not None
 
 
 def _parsed(message: type[_Message], raw: bytes) -> _Message:
@@ -266,7 +268,8 @@ def _reward_groups(
 ) -> RewardGroups | None:
     message = request.groups
     kind, shape = message.WhichOneof("rewards"), message.WhichOneof("shape")
-    broken = list(_group_violations(message, kind, shape, limits))
+    broken: list[Violation] = []
+    _check_groups(message, kind, shape, limits, broken)
     if not broken:
         rewards = (
             packed.array(message.f64.values, np.float64)
@@ -292,41 +295,45 @@ def _reward_groups(
     return None
 
 
-def _group_violations(
-    message: pb.RewardGroups, kind: str | None, shape: str | None, limits: Limits
-) -> Iterator[Violation]:
+def _check_groups(
+    message: pb.RewardGroups, kind: str | None, shape: str | None, limits: Limits, found: list[Violation]
+) -> None:
+    def offends(field: str, description: str) -> None:
+        found.append(Violation(field, description))
+
     rewards = 0
     if kind is None:
-        yield Violation("groups.rewards", "is absent; must be f64 or f32")
+        offends("groups.rewards", "is absent; must be f64 or f32")
     else:
         rewards = len(message.f64.values if kind == "f64" else message.f32.values)
         if rewards > limits.max_rewards:
-            yield Violation("groups.rewards", f"holds {rewards}; must hold at most max_rewards = {limits.max_rewards}")
+            offends("groups.rewards", f"holds {rewards}; must hold at most max_rewards = {limits.max_rewards}")
     if shape is None:
-        yield Violation("groups.shape", "is absent; must be group_size or group_sizes")
+        offends("groups.shape", "is absent; must be group_size or group_sizes")
     elif shape == "group_size":
         size = message.group_size
         if size > limits.max_group_size:
-            yield Violation("groups.group_size", f"is {size}; must be at most max_group_size = {limits.max_group_size}")
+            offends("groups.group_size", f"is {size}; must be at most max_group_size = {limits.max_group_size}")
         elif size and rewards // size > limits.max_groups:
-            yield Violation(
+            offends(
                 "groups.group_size",
                 f"is {size}, which makes {rewards // size} groups; must make at most max_groups = {limits.max_groups}",
             )
     elif len(message.group_sizes.sizes) > limits.max_groups:
-        yield Violation(
+        offends(
             "groups.group_sizes",
             f"holds {len(message.group_sizes.sizes)}; must hold at most max_groups = {limits.max_groups}",
         )
 
 
-def _member(
-    members: Mapping[int, _Member], name: str, enum: Any, number: int, found: list[Violation]
-) -> _Member | None:
-    member = members.get(number)
-    if member is None:
-        found.append(Violation(name, f"is {number}, which is no {enum.DESCRIPTOR.name}; must be 0 to {max(members)}"))
-    return member
+def _unknown_members(request: pb.TransformRequest) -> Iterator[Violation]:
+    for name, number, members, enum in (
+        ("variant", request.variant, VARIANTS, pb.Variant),
+        ("scale", request.scale, _SCALES, pb.Scale),
+        ("k_policy", request.k_policy, _K_POLICIES, pb.KPolicy),
+    ):
+        if number not in members:
+            yield Violation(name, f"is {number}, which is no {enum.DESCRIPTOR.name}; must be 0 to {max(members)}")
 
 
 def _estimate_k(name: str, values: Any, limits: Limits, found: list[Violation]) -> tuple[int, ...]:
@@ -343,24 +350,25 @@ def _estimate_k(name: str, values: Any, limits: Limits, found: list[Violation]) 
     return estimate_k
 
 
-def _run_id_violations(run_id: str) -> Iterator[Violation]:
-    if not legal_run_id(run_id):
-        yield Violation(
-            "run_id", f"is {run_id[:40]!a}, {len(run_id)} long; must be up to 128 of letters, digits and . _ : / -"
-        )
+def _run_id_violation(run_id: str) -> Violation:
+    return Violation(
+        "run_id", f"is {run_id[:40]!a}, {len(run_id)} long; must be up to 128 of letters, digits and . _ : / -"
+    )
 
 
 def _estimates_size(groups: RewardGroups, k: tuple[int, ...]) -> int:
     return len(k) * (2 * 8 * groups.number_of_groups + 32)
 
 
-def _answer_violations(name: str, size: int, limits: Limits) -> Iterator[Violation]:
+def _check_answer(name: str, size: int, limits: Limits, found: list[Violation]) -> None:
     size += 64  # tags and lengths
     if size > limits.max_message_bytes:
-        yield Violation(
-            name,
-            f"asks for an answer of {size} bytes; must be at most max_message_bytes = {limits.max_message_bytes}:"
-            " send fewer groups",
+        found.append(
+            Violation(
+                name,
+                f"asks for an answer of {size} bytes; must be at most max_message_bytes = {limits.max_message_bytes}:"
+                " send fewer groups",
+            )
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -26,7 +28,7 @@ from pkpo_server import metrics
 from pkpo_server.codec import Limits, Tally
 from pkpo_server.computation import Patience
 from pkpo_server.exchange import TRANSFORM, Request
-from pkpo_server.metrics import Metrics
+from pkpo_server.metrics import Answered, Metrics
 from pkpo_server.settings import Settings
 
 SHAPES = ((1, 16), (1024, 16))
@@ -60,7 +62,6 @@ def _stages(groups: int, n: int, effort: Effort) -> dict[str, float]:
     assert request.work is not None
     answer = request.work.run(Patience(None))
     written = TRANSFORM.encode(answer, request)
-    counted = Metrics(CollectorRegistry(), 8)
     sent = Batch(
         timeout=30.0,
         rewards=batch.reshape(-1),
@@ -92,18 +93,23 @@ def _stages(groups: int, n: int, effort: Effort) -> dict[str, float]:
         "server: request parsed and checked": of(lambda: TRANSFORM.decode(raw, limits, Request(metrics.NO_VARIANT))),
         "server: the transform and the answer's parts": of(partial(request.work.run, Patience(None))),
         "server: answer written": of(partial(TRANSFORM.encode, answer, request)),
-        "server: counted": of(partial(_count, counted, groups, n)),
+        "server: counted": asyncio.run(_counting(of, Metrics(CollectorRegistry(), 8), answer.tally)),
         "client: answer parsed": of(partial(pb.TransformResponse.FromString, written)),
         "client: advantages taken": of(partial(codec.advantages, sent, pb.TransformResponse.FromString(written))),
     }
     accounted = float(np.sum(list(stages.values())))
-    return {**stages, "the rest: calls, metadata, scheduling": max(0.0, whole - accounted), "the whole request": whole}
+    return {
+        **stages,
+        "the rest: calls, metadata, and all of it away from the cache": max(0.0, whole - accounted),
+        "the whole request": whole,
+    }
 
 
-def _count(counted: Metrics, groups: int, n: int) -> None:
-    import grpc
+async def _counting(of: Callable[[Call], float], counted: Metrics, tally: Tally) -> float:
+    answered = Answered(metrics.TRANSFORM, Variant.SLOO_MINUS_ONE.name, "", tally, 1e-4, 1e-3)
 
-    name = Variant.SLOO_MINUS_ONE.name
-    counted.started(metrics.TRANSFORM)
-    counted.finished(metrics.TRANSFORM, name, grpc.StatusCode.OK, 1e-3)
-    counted.answered(name, "", Tally(groups, groups * n), 1e-4)
+    def count() -> None:
+        counted.answered(answered)
+        counted.count()
+
+    return of(count)

@@ -1,5 +1,5 @@
-"""Servers that do nothing but gRPC: what comes is sent back, under metadata as long as ours. With --work they do ours, by
-the server's own codec.
+"""Servers that do nothing but gRPC: what comes is sent back, under metadata as long as ours. With --work they do ours,
+by the server's own codec.
 
 python -m benchmarks.echo sync|asyncio|uvloop [--work] [--unix PATH]
 """

@@ -115,7 +115,7 @@ class AsyncClient(Remote):
             # What gRPC says to calls under way when the channel is closed, and to those made afterwards.
             self._check_open()
             raise
-        self._learn_version(await call.trailing_metadata())
+        self._learn_version(await call.initial_metadata(), await call.trailing_metadata())
         return method.answer(work, response)
 
     def _is_connected(self) -> bool:

@@ -134,7 +134,7 @@ class Process:
 
 
 def server_version(metadata: Any) -> str | None:
-    """The server's version in the initial metadata of a call, or None where it does not say."""
+    """The server's version in the metadata of a call, or None where they do not say."""
     for key, value in metadata or ():
         if key == VERSION_METADATA:
             return value if isinstance(value, str) else value.decode("ascii", "replace")

@@ -111,7 +111,7 @@ class Client(Remote):
             # gRPC's way of saying that another thread has closed the channel meanwhile.
             self._check_open()
             raise
-        self._learn_version(call.trailing_metadata())
+        self._learn_version(call.initial_metadata(), call.trailing_metadata())
         return method.answer(work, response)
 
     def _is_connected(self) -> bool:

@@ -133,9 +133,9 @@ class Remote(ABC):
         if self._closed:
             raise ClientClosed(f"this client of {self.address} was closed; make another one")
 
-    def _learn_version(self, metadata: Any) -> None:
-        """What the initial metadata of a call say of the server."""
-        version = server_version(metadata)
+    def _learn_version(self, *metadata: Any) -> None:
+        """What the metadata of a call say of the server."""
+        version = next(filter(None, map(server_version, metadata)), None)
         if version is None or version == self.server_version:
             return
         self.server_version = version

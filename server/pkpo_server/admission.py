@@ -18,8 +18,7 @@ class Admission:
     def __init__(self, most: int) -> None:
         self._most = most
         self._open = 0
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._emptied: asyncio.Event | None = None
 
     def enter(self) -> None:
         """Lets one call in. Raises Overloaded where no more are taken."""
@@ -28,15 +27,17 @@ class Admission:
                 f"{self._open} calls are open; at most max_concurrent_rpcs = {self._most} are taken at once"
             )
         self._open += 1
-        self._empty.clear()
 
     def leave(self) -> None:
         """One call is over."""
         self._open -= 1
-        if not self._open:
-            self._empty.set()
+        if not self._open and self._emptied is not None:
+            self._emptied.set()
 
     async def empty(self, seconds: float) -> None:
         """Returns once no call is open, or so many seconds have passed."""
+        if not self._open:
+            return
+        self._emptied = asyncio.Event()
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), seconds)
+            await asyncio.wait_for(self._emptied.wait(), seconds)

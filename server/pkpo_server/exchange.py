@@ -16,7 +16,7 @@ from pkpo_server import codec, metrics
 from pkpo_server.codec import Answer, Limits, Tally, Work
 from pkpo_server.computation import HANGING_UP_SECONDS, INLINE_BYTES, INLINE_COST, Computation, Patience
 from pkpo_server.logs import BoundedLog
-from pkpo_server.metrics import Metrics
+from pkpo_server.metrics import Answered, Metrics
 from pkpo_server.refusal import InternalFailure, InvalidRequest, Refusal
 
 
@@ -96,7 +96,6 @@ class Exchange:
         self._patience = Patience(caller.deadline)
         self._started = time.perf_counter()
         self.request = Request(metrics.undecoded_variant(caller.method))
-        means.metrics.started(caller.method)
 
     def now(self) -> bytes | None:
         """The answer's bytes, where it is cheap enough to work it out on the event loop; otherwise None."""
@@ -114,7 +113,8 @@ class Exchange:
     async def later(self) -> bytes:
         """The answer's bytes, worked out in a thread."""
         try:
-            done = await self._means.computation.in_thread(lambda: self._done(self._work()))
+            with self._means.metrics.in_flight(self._caller.method).track_inprogress():
+                done = await self._means.computation.in_thread(lambda: self._done(self._work()))
         except asyncio.CancelledError:
             # gRPC cancels the task alike when the caller cancels, when its deadline passes and when a drain is over.
             self._patience.cancel()
@@ -142,15 +142,11 @@ class Exchange:
 
     def _answered(self, done: tuple[bytes, Tally, float]) -> bytes:
         message, tally, kernel_seconds = done
-        elapsed = time.perf_counter() - self._started
-        # The answer leaves first: nobody waits for the counting.
-        asyncio.get_running_loop().call_soon(self._count_answered, tally, kernel_seconds, elapsed)
+        request, elapsed = self.request, time.perf_counter() - self._started
+        self._means.metrics.answered(
+            Answered(self._caller.method, request.variant, request.run_id, tally, kernel_seconds, elapsed)
+        )
         return message
-
-    def _count_answered(self, tally: Tally, kernel_seconds: float, elapsed: float) -> None:
-        request, counters = self.request, self._means.metrics
-        counters.finished(self._caller.method, request.variant, grpc.StatusCode.OK, elapsed)
-        counters.answered(request.variant, request.run_id, tally, kernel_seconds)
 
     def _refused(self, error: Exception) -> Refusal:
         refusal = refusal_of(error, self._caller, self._means)

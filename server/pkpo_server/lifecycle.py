@@ -192,6 +192,7 @@ class Server:
         await asyncio.sleep(LINGER_SECONDS)
         await server.stop(None)
         self._computation.stop()
+        self._means.metrics.count()
         self._refusals.flush()
         signals.ignore()
         self._log.info("stopped", seconds=round(time.monotonic() - started, 3))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as installed
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from pkpo import __version__
 from pkpo_core import Variant
@@ -17,6 +22,8 @@ from pkpo_server.prometheus import Definition
 
 TRANSFORM, TRANSFORM_STREAM, ESTIMATE, GET_SERVER_INFO = "Transform", "TransformStream", "Estimate", "GetServerInfo"
 METHODS = (TRANSFORM, TRANSFORM_STREAM, ESTIMATE, GET_SERVER_INFO)
+# What is answered meanwhile is counted together.
+COUNTING_SECONDS = 0.05
 NO_VARIANT, UNKNOWN_VARIANT = "none", "unknown"
 NO_RUN, OTHER_RUN = "none", "other"
 OTHER_REASON = "other"
@@ -99,7 +106,9 @@ KERNEL_SECONDS = Definition(
 )
 BATCH_REWARDS = Definition(Histogram, "pkpo_batch_rewards", "Rewards in a request answered.", (), REWARDS_BUCKETS)
 BATCH_GROUPS = Definition(Histogram, "pkpo_batch_groups", "Groups in a request answered.", (), GROUPS_BUCKETS)
-IN_FLIGHT = Definition(Gauge, "pkpo_in_flight", "Requests being answered.", ("method",))
+IN_FLIGHT = Definition(
+    Gauge, "pkpo_in_flight", "Requests being answered in threads; smaller ones are answered at once.", ("method",)
+)
 OPEN_STREAMS = Definition(Gauge, "pkpo_open_streams", "Streams open.")
 BUILD_INFO = Definition(
     Gauge,
@@ -135,10 +144,34 @@ class _RunSeries:
     of_transforms: tuple[Counter, ...]
 
 
+class Answered(NamedTuple):
+    """A request that was answered with a result."""
+
+    method: str
+    variant: str
+    run_id: str
+    tally: Tally
+    kernel_seconds: float
+    seconds: float
+
+
+class _BeforeReading(Collector):
+    """Does something whenever a registry is read, and has no metrics of its own."""
+
+    def __init__(self, done: Callable[[], None]) -> None:
+        self._done = done
+
+    def collect(self) -> tuple[Metric, ...]:
+        self._done()
+        return ()
+
+
 class Metrics:
     """The counters of one process. Every series that can be foreseen exists from the start, at zero.
 
-    Series are looked up once and kept: the library's own look-up takes longer than counting.
+    Series are looked up once and kept: the library's own look-up takes longer than counting. What was answered is put
+    down and counted soon after, many at once, or when the registry is read: one at a time, between two requests, takes
+    three times as long.
 
     Args:
         registry: where they are registered.
@@ -146,6 +179,9 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry, max_run_ids: int) -> None:
+        self._uncounted: deque[Answered] = deque()
+        # Registered first, it is read first.
+        registry.register(_BeforeReading(self.count))
         self._built = {definition: definition.build(registry) for definition in DEFINITIONS}
         variants = [variant.name for variant in Variant]
         variants_of = {
@@ -179,13 +215,12 @@ class Metrics:
         runs = (__version__, platform.python_version(), *map(installed, ("numba", "numpy", "grpcio")))
         self._series(BUILD_INFO, *runs).set(1)
 
-    def started(self, method: str) -> None:
-        """A request arrived."""
-        self._in_flight[method].inc()
+    def in_flight(self, method: str) -> Gauge:
+        """The requests of one call that are being answered, but for those answered at once."""
+        return self._in_flight[method]
 
     def finished(self, method: str, variant: str, code: grpc.StatusCode, seconds: float) -> None:
-        """Its answer is ready."""
-        self._in_flight[method].dec()
+        """A request was answered, with a result or without."""
         self._requests[method, variant, code].inc()
         self._seconds[method].observe(seconds)
 
@@ -193,9 +228,25 @@ class Metrics:
         """It was not answered with a result."""
         self._refused[reason if reason in REASONS else OTHER_REASON].inc()
 
-    def answered(self, variant: str, run_id: str, tally: Tally, kernel_seconds: float) -> None:
-        """It was answered with a result."""
-        run = self._run(run_id)
+    def answered(self, answered: Answered) -> None:
+        """It was answered with a result. To be called on the event loop."""
+        if not self._uncounted:
+            asyncio.get_running_loop().call_later(COUNTING_SECONDS, self.count)
+        self._uncounted.append(answered)
+
+    def count(self) -> None:
+        """Counts what was answered meanwhile. May be called by any thread."""
+        while self._uncounted:
+            try:
+                answered = self._uncounted.popleft()
+            except IndexError:
+                return  # another thread was faster
+            self._count(answered)
+
+    def _count(self, answered: Answered) -> None:
+        variant, tally = answered.variant, answered.tally
+        self.finished(answered.method, variant, grpc.StatusCode.OK, answered.seconds)
+        run = self._run(answered.run_id)
         series = self._of_runs.get((variant, run))
         if series is None:
             series = self._of_runs[variant, run] = self._run_series(variant, run)
@@ -206,7 +257,7 @@ class Metrics:
         ):
             if groups:
                 counter.inc(groups)
-        self._kernel_seconds[variant].inc(kernel_seconds)
+        self._kernel_seconds[variant].inc(answered.kernel_seconds)
         self._batch_rewards.observe(tally.rewards)
         self._batch_groups.observe(tally.groups)
 

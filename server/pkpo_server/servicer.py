@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
@@ -56,9 +57,9 @@ class RewardTransformServicer:
         """The calls, for a gRPC server."""
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            TRANSFORM.method: unary(self._transform),
+            TRANSFORM.method: unary(partial(self._answer_unary, TRANSFORM)),
             STREAM_MESSAGE.method: stream(self._transform_stream),
-            ESTIMATE.method: unary(self._estimate),
+            ESTIMATE.method: unary(partial(self._answer_unary, ESTIMATE)),
             metrics.GET_SERVER_INFO: unary(self._get_server_info),
         }
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
@@ -73,12 +74,6 @@ class RewardTransformServicer:
         for stream in self._streams:
             stream.drain()
 
-    async def _transform(self, raw: bytes, context: Any) -> bytes:
-        return await self._answer_unary(TRANSFORM, raw, context)
-
-    async def _estimate(self, raw: bytes, context: Any) -> bytes:
-        return await self._answer_unary(ESTIMATE, raw, context)
-
     async def _get_server_info(self, _: bytes, context: Any) -> bytes:
         caller = _caller(metrics.GET_SERVER_INFO, context)
         started = time.perf_counter()
@@ -86,11 +81,10 @@ class RewardTransformServicer:
             self._admit(caller)
         except Refusal as refusal:
             return await _abort(context, caller, refusal)
-        self._means.metrics.started(caller.method)
         elapsed = time.perf_counter() - started
         self._means.metrics.finished(caller.method, metrics.NO_VARIANT, grpc.StatusCode.OK, elapsed)
         self._admission.leave()
-        context.set_trailing_metadata(_names(caller))
+        await context.send_initial_metadata(_names(caller))
         return self._info
 
     async def _answer_unary(self, kind: Kind, raw: bytes, context: Any) -> bytes:
@@ -105,8 +99,8 @@ class RewardTransformServicer:
                     answer = await exchange.later()
             finally:
                 self._admission.leave()
-            # Not in initial metadata, as on a stream: to send those by themselves costs more than to compute a small
-            # batch, and gRPC sends none of ours with an answer.
+            # Not in initial metadata, as on a stream: gRPC sends ours only by themselves, which takes longer than to
+            # compute a small batch.
             context.set_trailing_metadata(_names(caller))
             return answer
         except aio.InternalError:
@@ -160,7 +154,6 @@ class RewardTransformServicer:
 
     def _account_unread(self, refusal: Refusal, caller: Caller) -> None:
         variant = metrics.undecoded_variant(caller.method)
-        self._means.metrics.started(caller.method)
         self._means.metrics.finished(caller.method, variant, refusal.code, 0)
         log_refusal(refusal, caller, self._means)
 

@@ -171,8 +171,11 @@ def test_server_info(stub: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("call", ["Transform", "Estimate", "GetServerInfo"])
-def test_every_answer_names_the_version_and_the_request(stub: Any, call: str) -> None:
+@pytest.mark.parametrize(
+    ("call", "where"),
+    [("Transform", "trailing_metadata"), ("Estimate", "trailing_metadata"), ("GetServerInfo", "initial_metadata")],
+)
+def test_every_answer_names_the_version_and_the_request(stub: Any, call: str, where: str) -> None:
     groups = message_of(np.array([0.0, 1.0]), 2)
     requests = {
         "Transform": pb.TransformRequest(groups=groups, k=[1]),
@@ -180,7 +183,7 @@ def test_every_answer_names_the_version_and_the_request(stub: Any, call: str) ->
         "GetServerInfo": pb.GetServerInfoRequest(),
     }
     _, done = getattr(stub, call).with_call(requests[call])
-    metadata = dict(done.trailing_metadata())
+    metadata = dict(getattr(done, where)())
     assert metadata["pkpo-server-version"] == pkpo.__version__
     assert len(metadata["pkpo-request-id"]) == 32
 

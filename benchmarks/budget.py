@@ -97,12 +97,8 @@ def _stages(groups: int, n: int, effort: Effort) -> dict[str, float]:
         "client: answer parsed": of(partial(pb.TransformResponse.FromString, written)),
         "client: advantages taken": of(partial(codec.advantages, sent, pb.TransformResponse.FromString(written))),
     }
-    accounted = float(np.sum(list(stages.values())))
-    return {
-        **stages,
-        "the rest: calls, metadata, and all of it away from the cache": max(0.0, whole - accounted),
-        "the whole request": whole,
-    }
+    rest = max(0.0, whole - float(np.sum(list(stages.values()))))
+    return {**stages, "the rest: calls, metadata, caches gone cold": rest, "the whole request": whole}
 
 
 async def _counting(of: Callable[[Call], float], counted: Metrics, tally: Tally) -> float:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator
-from itertools import cycle, islice
+from typing import Any
 
-from benchmarks.in_process import K, arrays
+from benchmarks.in_process import arrays
 from benchmarks.measurement import Effort, Ratio, of_rounds
 from benchmarks.processes import Running, pkpo_server
+from benchmarks.served import echo_stream, request_of
 from benchmarks.table import Bar, Result
-from pkpo_client import Client
+from pkpo import packed
+from pkpo.v1 import reward_transform_pb2 as pb
+from pkpo_client.channel import Endpoint
 
+SERVICE = pb.DESCRIPTOR.services_by_name["RewardTransformService"].full_name
+TRANSFORM_STREAM = f"/{SERVICE}/TransformStream"
+SEQUENCE = pb.TransformStreamRequest.SEQUENCE_FIELD_NUMBER
+REQUEST = pb.TransformStreamRequest.REQUEST_FIELD_NUMBER
 LOADERS = 4
 REWARDS = 1024 * 16
 
@@ -21,10 +28,10 @@ def results(effort: Effort) -> Iterator[Result]:
     """The rows of the table about workers."""
     figures: dict[int, list[float]] = {1: [], 2: [], 4: []}
     rates: dict[int, float] = {}
-    for _ in range(effort.of(5, 1)):
+    for _ in range(effort.of(7, 1)):
         for workers, of_workers in figures.items():
             with pkpo_server("--workers", str(workers)) as server:
-                cpu, rates[workers] = _under_load(server, effort.of(300, 10))
+                cpu, rates[workers] = _under_load(server, effort.of(600, 10))
                 of_workers.append(cpu)
     for workers in (2, 4):
         ratio = of_rounds(figures[workers], figures[1])
@@ -61,11 +68,15 @@ def _under_load(server: Running, batches: int) -> tuple[float, float]:
 
 
 def _load(address: str, batches: int, ready: multiprocessing.synchronize.Barrier) -> None:
-    some = arrays(1024, 16)
-    # A connection of its own each, so that the system spreads them over the workers.
-    with Client(address) as client:
-        client.transform(some[0], K)
+    requests = [
+        b"".join((packed.number_field(SEQUENCE, 1), *packed.message_field(REQUEST, [request_of(batch)])))
+        for batch in arrays(1024, 16)
+    ]
+    # A connection of its own each, so that the system spreads them over the workers. Answers are not parsed, for the
+    # clients are to keep the workers busy, and not the other way round.
+    with Endpoint(address).channel() as channel:
+        stream: Any = channel.stream_stream(TRANSFORM_STREAM)
+        echo_stream(stream, requests, 1)
         ready.wait(60)
-        for _ in client.stream(islice(cycle(some), batches), K, in_flight=4):
-            pass
+        echo_stream(stream, requests, batches)
         ready.wait(600)

@@ -14,8 +14,8 @@ from pkpo_server.refusal import CallCancelled, DeadlinePassed
 
 _Result = TypeVar("_Result")
 
-# Handing work to a thread and back costs about 100 us, in which some ten thousand rewards are sorted and weighed. Up to
-# here the work is done at once, holding the event loop for about a millisecond at most.
+# Handing work to a thread and back takes about 100 us, in which some thirty thousand rewards are sorted and weighed. Up
+# to here the work is done at once, which holds the event loop for some tenths of a millisecond.
 INLINE_COST = 2**15
 # The bytes of a message that parsing and checking alone may hold the event loop for; as many rewards as above.
 INLINE_BYTES = 8 * INLINE_COST

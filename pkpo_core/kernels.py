@@ -24,7 +24,7 @@ from numba import types
 
 from pkpo_core.arrays import Flags, Float64s, Positions, Statuses
 from pkpo_core.compilation import inlined, kernel, reads, writes
-from pkpo_core.order import KEYS_IN_TABLE, MOST_SIDE_BY_SIDE, end_of_block, mark_unsorted, sort_block
+from pkpo_core.order import KEYS_IN_TABLE, MOST_SIDE_BY_SIDE, end_of_block, sort_block
 from pkpo_core.variants import GroupStatus
 
 _ONE, _TWO = np.uint64(1), np.uint64(2)
@@ -201,7 +201,6 @@ def small_gap_advantages(
     number = _fill_two_valued(rewards, offsets, groups, *table, *form, negligible, out, statuses, unsorted)
     if number == 0:
         return False
-    bits = rewards.view(np.int64)
     keys = np.empty(KEYS_IN_TABLE, np.int64)
     indices = keys.view(np.uint64)
     alike = np.empty(MOST_SIDE_BY_SIDE, np.int64)
@@ -216,8 +215,7 @@ def small_gap_advantages(
     begin = np.uint64(0)
     while begin < number and sizes[begin] <= largest:
         end = end_of_block(sizes, begin, largest)
-        sort_block(bits, starts, sizes, begin, end, keys, alike)
-        any_left |= mark_unsorted(rewards, unsorted, starts, sizes, begin, end, indices, alike, left)
+        any_left |= sort_block(rewards, unsorted, starts, sizes, begin, end, keys, alike, left)
         for i in range(begin, end):
             lanes[i] = i - begin
         block = (lanes, end - begin, offsets, unsorted, begin, end)

@@ -6,8 +6,9 @@ network, whose comparisons do not depend on what is compared, exchanges whole ro
 instructions of.
 
 In the table a sample is one number, its key: the reward as an integer that sorts alike, with the sample's index in the
-lowest bits. Rewards that differ in those bits only can come out in the wrong order. Groups where that happened are
-found, and left to NumPy.
+lowest bits. Rewards that differ in those bits only can come out in the wrong order. Where that happened it is seen, and
+the block is sorted again with keys of another kind: how far the reward is above the group's smallest, with the index
+below it, so that no bit is lost. Groups whose rewards are too far apart for that are left to NumPy.
 
 An order holds indices counted from the start of the group: first that of its smallest reward, last of its largest.
 """
@@ -123,6 +124,22 @@ def _make_keys(table: Int64s, n: int, width: int, index_bits: int) -> None:
 
 
 @inlined
+def _make_exact_keys(table: Int64s, sizes: Positions, begin: int, width: int, index_bits: int) -> None:
+    for lane in range(width):
+        stop = sizes[begin + lane] * width + lane
+        lowest, highest = _ABOVE_ALL_REWARDS, -_ABOVE_ALL_REWARDS
+        for p in range(lane, stop, width):
+            sortable = table[p] ^ (table[p] >> 63 & _MAGNITUDE)
+            lowest, highest = min(lowest, sortable), max(highest, sortable)
+        # In halves, for of opposite signs they may be further apart than an integer says.
+        fits = (highest >> 1) - (lowest >> 1) < _MAGNITUDE // (index_bits + 1) >> 1
+        for p in range(lane, stop, width):
+            index = np.int64((p - lane) // width)
+            sortable = table[p] ^ (table[p] >> 63 & _MAGNITUDE)
+            table[p] = ((sortable - lowest) * (index_bits + 1) if fits else sortable & ~index_bits) | index
+
+
+@inlined
 def _exchange(table: Int64s, low: int, high: int, run: int) -> None:
     for i in range(run):
         one, other = table[low + i], table[high + i]
@@ -160,62 +177,72 @@ def _count_alike(table: Int64s, n: int, width: int, index_bits: int, alike: Int6
 
 
 @inlined
-def sort_block(
-    bits: Int64s,
+def _mark_unsorted(
+    rewards: Float64s,
+    groups: Positions,
     starts: Positions,
     sizes: Positions,
     begin: int,
-    end: int,
-    table: Int64s,
+    width: int,
+    indices: Positions,
     alike: Int64s,
-) -> None:
-    """Sorts the groups of a block: lane l of row j of the table becomes the index of the j-th smallest of group l.
-
-    `alike` tells how many neighbours in each group may have come out in the wrong order.
-    """
-    width, n = end - begin, sizes[end - _ONE]
-    index_bits = np.int64(1)
-    while index_bits < np.int64(n):
-        index_bits += index_bits
-    index_bits -= 1
-    if sizes[begin] == n and starts[end - _ONE] - starts[begin] == (width - _ONE) * n:
-        _fill_table(bits, starts[begin], n, width, table)
-    else:
-        _fill_padded_table(bits, starts, sizes, begin, width, n, table)
-    _make_keys(table, n, width, index_bits)
-    _sort_rows(table, n, width)
-    _count_alike(table, n, width, index_bits, alike)
-    for p in range(n * width):
-        table[p] &= index_bits
+    left: Flags,
+) -> bool:
+    any_left = False
+    for lane in range(width):
+        descents = 0
+        if alike[lane] > 0:
+            start = starts[begin + lane]
+            below = rewards[start + indices[lane]]
+            for j in range(_ONE, sizes[begin + lane]):
+                above = rewards[start + indices[j * width + lane]]
+                descents += above < below
+                below = above
+        left[groups[begin + lane]] = descents > 0
+        any_left |= descents > 0
+    return any_left
 
 
 @inlined
-def mark_unsorted(
+def sort_block(
     rewards: Float64s,
     groups: Positions,
     starts: Positions,
     sizes: Positions,
     begin: int,
     end: int,
-    indices: Positions,
+    table: Int64s,
     alike: Int64s,
     left: Flags,
 ) -> bool:
-    """Marks the groups of a sorted block that came out in the wrong order, and says whether there are any."""
-    any_left = False
-    width = end - begin
-    for lane in range(width):
-        if alike[lane] > 0:
-            start = starts[begin + lane]
-            descents = 0
-            below = rewards[start + indices[lane]]
-            for j in range(_ONE, sizes[begin + lane]):
-                above = rewards[start + indices[j * width + lane]]
-                descents += above < below
-                below = above
-            if descents > 0:
-                left[groups[begin + lane]] = any_left = True
-    return any_left
+    """Sorts the groups of a block: lane l of row j of the table becomes the index of the j-th smallest of group l.
+
+    Marks the groups that keys do not sort, and says whether there are any. `alike` is room to count in.
+    """
+    bits, indices = rewards.view(np.int64), table.view(np.uint64)
+    width, n = end - begin, sizes[end - _ONE]
+    index_bits = np.int64(1)
+    while index_bits < np.int64(n):
+        index_bits += index_bits
+    index_bits -= 1
+    exactly = False
+    while True:
+        if sizes[begin] == n and starts[end - _ONE] - starts[begin] == (width - _ONE) * n:
+            _fill_table(bits, starts[begin], n, width, table)
+        else:
+            _fill_padded_table(bits, starts, sizes, begin, width, n, table)
+        if exactly:
+            _make_exact_keys(table, sizes, begin, width, index_bits)
+        else:
+            _make_keys(table, n, width, index_bits)
+        _sort_rows(table, n, width)
+        _count_alike(table, n, width, index_bits, alike)
+        for p in range(n * width):
+            table[p] &= index_bits
+        any_left: bool = _mark_unsorted(rewards, groups, starts, sizes, begin, width, indices, alike, left)
+        if exactly or not any_left:
+            return any_left
+        exactly = True
 
 
 @kernel(types.boolean(reads(_f8), reads(_u8), reads(_u8), _u8, writes(_u8), writes(types.bool_)))
@@ -224,7 +251,6 @@ def _sort_side_by_side(
 ) -> bool:
     """Sorts the given groups, whose sizes ascend, marks those it leaves (larger ones, and those that keys do not
     sort), and says whether there are any."""
-    bits = rewards.view(np.int64)
     table = np.empty(KEYS_IN_TABLE, np.int64)
     indices = table.view(np.uint64)
     alike = np.empty(MOST_SIDE_BY_SIDE, np.int64)
@@ -238,8 +264,7 @@ def _sort_side_by_side(
     begin = np.uint64(0)
     while begin < number and sizes[begin] <= largest:
         end = end_of_block(sizes, begin, largest)
-        sort_block(bits, starts, sizes, begin, end, table, alike)
-        any_left |= mark_unsorted(rewards, groups, starts, sizes, begin, end, indices, alike, left)
+        any_left |= sort_block(rewards, groups, starts, sizes, begin, end, table, alike, left)
         width = end - begin
         for lane in range(width):
             for j in range(sizes[begin + lane]):

@@ -7,7 +7,8 @@ size and about as many samples.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import echo
 from benchmarks.in_process import K, arrays
 from benchmarks.measurement import Effort, typical_seconds
+from benchmarks.processes import echo_server, pkpo_server
+from benchmarks.served import TRANSFORM, request_of
+from benchmarks.servers import under_load
 from benchmarks.table import markdown, microseconds
+from pkpo_client import Client
+from pkpo_client.channel import Endpoint
 from pkpo_core import RewardGroups, Variant, transform
 
 PICTURES = Path("docs/performance")
@@ -38,63 +45,76 @@ Line = tuple[str, list[float], list[float]]
 
 def report(effort: Effort) -> str:
     """Tables, and pictures beside the page."""
-    parts = [*_by_size(effort), _by_variant(effort), _ragged(effort), _passk_training(effort)]
+    parts = [
+        _by_groups(effort),
+        _by_n(effort),
+        _by_k(effort),
+        _by_variant(effort),
+        _ragged(effort),
+        _passk_training(effort),
+        _by_message(effort),
+        _by_clients(effort),
+    ]
     return "\n\n".join(parts)
 
 
-def _seconds(rewards: Any, k: Any, effort: Effort, **options: Any) -> float:
-    size = rewards.rewards.size if isinstance(rewards, RewardGroups) else rewards.size
-    times = 40 if size <= 2**17 else 7
+def _seconds(rewards: NDArray[Any], k: Any, effort: Effort, **options: Any) -> float:
+    times = 40 if rewards.size <= 2**17 else 7
     return typical_seconds([partial(transform, rewards, k, **options)], effort.of(times))
 
 
-def _by_size(effort: Effort) -> Iterator[str]:
-    largest = 3 if effort.quick else 6
-    groups = [10**e for e in range(largest)]
-    of_groups = [_seconds(arrays(number, 16)[0], K, effort) for number in groups]
-    sizes = [2**e for e in range(1, 8 if effort.quick else 21)]
-    total = 2**12 if effort.quick else 2**18
-    batches = [arrays(max(1, total // n), n)[0] for n in sizes]
-    of_sizes = [_seconds(batch, min(K, batch.shape[1]), effort) for batch in batches]
-    sorting = [typical_seconds([partial(np.argsort, batch, axis=1)], effort.of(7)) for batch in batches]
-    rewards = [batch.size for batch in batches]
-    yield "Groups of 16, k = 8:\n\n" + markdown(
-        ("groups", "us", "ns a reward"),
-        [
-            (f"{number:,}", microseconds(taken), f"{taken / number / 16 * 1e9:.1f}")
-            for number, taken in zip(groups, of_groups, strict=True)
-        ],
-    )
-    yield f"About {total:,} rewards in groups of n, k = 8:\n\n" + markdown(
-        ("n", "ns a reward", "np.argsort, ns a reward"),
-        [
-            (f"{n:,}", f"{taken / size * 1e9:.1f}", f"{sort / size * 1e9:.1f}")
-            for n, taken, sort, size in zip(sizes, of_sizes, sorting, rewards, strict=True)
-        ],
-    )
-    _draw(
-        "groups",
-        "Groups of 16, k = 8",
-        "groups",
-        "microseconds",
-        [("transform", [float(number) for number in groups], [taken * 1e6 for taken in of_groups])],
-        effort,
-    )
-    per_reward = [
-        [taken / size * 1e9 for taken, size in zip(side, rewards, strict=True)] for side in (of_sizes, sorting)
+def _by_groups(effort: Effort) -> str:
+    groups = [10**e for e in range(3 if effort.quick else 6)]
+    taken = [_seconds(arrays(number, 16)[0], K, effort) for number in groups]
+    rows = [
+        (f"{number:,}", microseconds(each), f"{each / number / 16 * 1e9:.1f}")
+        for number, each in zip(groups, taken, strict=True)
     ]
-    x = [float(n) for n in sizes]
-    lines = [("transform, default variant", x, per_reward[0]), ("np.argsort(axis=1)", x, per_reward[1])]
-    _draw("n", f"{total:,} rewards in groups of n, k = 8", "n", "nanoseconds a reward", lines, effort)
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= 256]
+    line = ("transform", [float(number) for number in groups], [each * 1e6 for each in taken])
+    return (
+        "Groups of 16, k = 8:\n\n"
+        + markdown(("groups", "us", "ns a reward"), rows)
+        + _drawn("groups", "Groups of 16, k = 8", "groups", "microseconds", [line], effort)
+    )
+
+
+def _by_n(effort: Effort) -> str:
+    total = 2**12 if effort.quick else 2**18
+    rows: list[tuple[str, ...]] = []
+    lines: tuple[Line, Line] = (("transform, default variant", [], []), ("np.argsort(axis=1)", [], []))
+    for n in [2**e for e in range(1, 8 if effort.quick else 21)]:
+        batch = arrays(max(1, total // n), n)[0]
+        ours = _seconds(batch, min(K, n), effort) / batch.size * 1e9
+        sorting = typical_seconds([partial(np.argsort, batch, axis=1)], effort.of(7)) / batch.size * 1e9
+        for line, each in zip(lines, (ours, sorting), strict=True):
+            line[1].append(float(n))
+            line[2].append(each)
+        rows.append((f"{n:,}", f"{ours:.1f}", f"{sorting:.1f}"))
+    title = f"{total:,} rewards in groups of n, k = 8"
+    return (
+        f"About {title}:\n\n"
+        + markdown(("n", "ns a reward", "np.argsort, ns a reward"), rows)
+        + _drawn("n", title, "n", "nanoseconds a reward", lines, effort)
+    )
+
+
+def _by_k(effort: Effort) -> str:
     batch = arrays(16 if effort.quick else 256, 256)[0]
     variants = (Variant.SLOO_MINUS_ONE, Variant.S, Variant.SLOO, Variant.CENTERED)
-    of_k: list[Line] = []
-    for variant in variants:
-        legal = [k for k in ks if k < 256 or variant in (Variant.SLOO_MINUS_ONE, Variant.S)]
-        taken = [_seconds(batch, k, effort, variant=variant) / batch.size * 1e9 for k in legal]
-        of_k.append((variant.value, [float(k) for k in legal], taken))
-    _draw("k", f"{batch.shape[0]} groups of 256", "k", "nanoseconds a reward", of_k, effort)
+    lines: dict[Variant, Line] = {variant: (variant.value, [], []) for variant in variants}
+    rows: list[tuple[str, ...]] = []
+    for k in (1, 2, 4, 8, 16, 32, 64, 128, 255):
+        taken = [_seconds(batch, k, effort, variant=variant) / batch.size * 1e9 for variant in variants]
+        for variant, each in zip(variants, taken, strict=True):
+            lines[variant][1].append(float(k))
+            lines[variant][2].append(each)
+        rows.append((str(k), *(f"{each:.1f}" for each in taken)))
+    title = f"{batch.shape[0]} groups of 256"
+    return (
+        f"{title}, ns a reward:\n\n"
+        + markdown(("k", *(f"`{variant.name}`" for variant in variants)), rows)
+        + _drawn("k", title, "k", "nanoseconds a reward", [*lines.values()], effort)
+    )
 
 
 def _by_variant(effort: Effort) -> str:
@@ -145,8 +165,8 @@ def _ragged(effort: Effort) -> str:
         total = int(sizes.sum())
         values = rng.standard_normal(total)
         k = rng.integers(1, sizes + 1) if own_k else min(4, int(sizes.min()))
-        taken = _seconds(RewardGroups(values, sizes), k, effort) / total
-        two_valued = _seconds(RewardGroups((values > 0).astype(float), sizes), k, effort) / total
+        taken = _ragged_seconds(values, sizes, k, effort) / total
+        two_valued = _ragged_seconds((values > 0).astype(float), sizes, k, effort) / total
         like = _like(sizes)
         base = _seconds(like, 4, effort) / like.size
         rows.append(
@@ -155,7 +175,27 @@ def _ragged(effort: Effort) -> str:
     return (
         "Ragged batches, against the default variant on equal groups of the size a sample is in on average:\n\n"
         + markdown(("sizes", "ns a reward", "over the fast path", "0/1: ns a reward", "over the fast path"), rows)
+        + _spread(effort)
     )
+
+
+def _spread(effort: Effort) -> str:
+    rng = np.random.default_rng(1)
+    lines: tuple[Line, Line] = (("continuous", [], []), ("0/1", [], []))
+    for spread in (1, 2, 4, 8, 16, 32, 64):
+        exponents = rng.uniform(-0.5, 0.5, 16 if effort.quick else 1024) * np.log(spread)
+        sizes = np.round(32 * np.exp(exponents)).astype(np.int64)
+        values = rng.standard_normal(int(sizes.sum()))
+        for line, rewards in zip(lines, (values, (values > 0).astype(float)), strict=True):
+            line[1].append(float(spread))
+            line[2].append(_ragged_seconds(rewards, sizes, 4, effort) / values.size * 1e9)
+    title = "1024 groups of sizes around 32"
+    return _drawn("ragged", title, "largest size over smallest", "nanoseconds a reward", lines, effort)
+
+
+def _ragged_seconds(rewards: NDArray[np.float64], sizes: NDArray[np.int64], k: Any, effort: Effort) -> float:
+    times = effort.of(40 if rewards.size <= 2**17 else 7)
+    return typical_seconds([lambda: transform(RewardGroups(rewards, sizes), k)], times)
 
 
 def _like(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -177,17 +217,77 @@ def _passk_training(effort: Effort) -> str:
                 for variant, each in zip(OF_PASSK_TRAINING, taken, strict=True):
                     lines[variant][1].append(k)
                     lines[variant][2].append(each)
-    _draw("passk_training", "Pass@k Training, groups of 256", "k", "nanoseconds a reward", [*lines.values()], effort)
     header = ("n", "k", *(f"`{variant.name}`" for variant in OF_PASSK_TRAINING))
-    return "The variants of Pass@k Training, ns a reward:\n\n" + markdown(header, rows)
+    title = "Pass@k Training, groups of 256"
+    return (
+        "The variants of Pass@k Training, ns a reward:\n\n"
+        + markdown(header, rows)
+        + _drawn("passk_training", title, "k", "nanoseconds a reward", [*lines.values()], effort)
+    )
+
+
+def _by_message(effort: Effort) -> str:
+    groups = [1, 16] if effort.quick else [1, 16, 256, 1024, 2048, 4096, 16384, 65536]
+    rows: list[tuple[str, ...]] = []
+    lines: tuple[Line, Line] = (("transform", [], []), ("echo", [], []))
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(stack.enter_context(pkpo_server()).address))
+        channel = stack.enter_context(Endpoint(stack.enter_context(echo_server(echo.OURS)).address).channel())
+        unary: Any = channel.unary_unary(echo.UNARY)
+        for number in groups:
+            batch = arrays(number, 16)[0]
+            request = request_of(batch)
+            calls = effort.of(400 if number < 4096 else 40)
+            ours = typical_seconds([partial(client.transform, batch, K)], calls)
+            echoed = typical_seconds([partial(unary, request, timeout=60.0)], calls)
+            for line, taken in zip(lines, (ours, echoed), strict=True):
+                line[1].append(float(len(request)))
+                line[2].append(taken * 1e6)
+            rows.append(
+                (
+                    f"{number} x 16",
+                    f"{len(request):,}",
+                    microseconds(ours),
+                    microseconds(echoed),
+                    f"{ours / echoed:.2f}",
+                )
+            )
+    header = ("batch", "bytes", "transform, us", "echo, us", "ratio")
+    return (
+        "One client's unary call, by the size of its request:\n\n"
+        + markdown(header, rows)
+        + _drawn("messages", "One unary call", "bytes of the request", "microseconds", lines, effort)
+    )
+
+
+def _by_clients(effort: Effort) -> str:
+    rows: list[tuple[str, ...]] = []
+    lines: tuple[Line, Line] = (("transform", [], []), ("echo", [], []))
+    with pkpo_server() as server, echo_server(echo.OURS) as echoing:
+        for clients in [1, 4] if effort.quick else [1, 2, 4, 8, 16, 32, 64]:
+            calls = effort.of(max(20, 2400 // clients), 2)
+            ours = under_load(server, clients, 64, 16, "unary", calls, TRANSFORM)
+            echoed = under_load(echoing, clients, 64, 16, "unary", calls)
+            for line, load in zip(lines, (ours, echoed), strict=True):
+                line[1].append(float(clients))
+                line[2].append(load.rate)
+            latencies = [microseconds(each) for each in (ours.p50, ours.p99)]
+            rates = [f"{load.rate:.0f}" for load in (ours, echoed)]
+            rows.append((str(clients), *latencies, *rates, f"{echoed.rate / ours.rate:.2f}"))
+    header = ("clients", "p50, us", "p99, us", "calls/s", "echo's calls/s", "ratio")
+    return (
+        "Unary calls of 64 x 16, by the number of clients:\n\n"
+        + markdown(header, rows)
+        + _drawn("clients", "Unary calls of 64 x 16", "clients", "calls a second", lines, effort)
+    )
 
 
 def _flagged(ratio: float) -> str:
     return f"{ratio:.2f}" + (" !" if ratio > CLIFF else "")
 
 
-def _draw(name: str, title: str, x: str, y: str, lines: Sequence[Line], effort: Effort) -> None:
-    """A picture on logarithmic axes; the same bytes for the same figures."""
+def _drawn(name: str, title: str, x: str, y: str, lines: Sequence[Line], effort: Effort) -> str:
+    """Where the page shows a picture on logarithmic axes, which is written beside it."""
     with plt.rc_context({"svg.hashsalt": "pkpo", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure, axes = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
         for label, across, up in lines:
@@ -202,3 +302,4 @@ def _draw(name: str, title: str, x: str, y: str, lines: Sequence[Line], effort: 
     if not effort.quick:
         PICTURES.mkdir(exist_ok=True)
         (PICTURES / f"{name}.svg").write_bytes(buffer.getvalue())
+    return f"\n\n![{title}: {y} against {x}]({PICTURES.name}/{name}.svg)"

@@ -18,6 +18,7 @@ from benchmarks.in_process import K, arrays
 from benchmarks.measurement import Call, Effort, Ratio, of_rounds, seconds
 from benchmarks.processes import Running, echo_server, pkpo_server
 from benchmarks.table import Bar, Result
+from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_client import Client
 from pkpo_client.channel import Endpoint
 from pkpo_client.codec import transform_request
@@ -25,6 +26,8 @@ from pkpo_client.work import Batch
 
 ECHO = f"echo of the same bytes, grpcio {echo.OURS} server and sync client"
 IN_FLIGHT = 8
+SERVICE = pb.DESCRIPTOR.services_by_name["RewardTransformService"].full_name
+TRANSFORM, TRANSFORM_STREAM = f"/{SERVICE}/Transform", f"/{SERVICE}/TransformStream"
 
 
 def results(effort: Effort) -> Iterator[Result]:

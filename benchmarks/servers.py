@@ -6,6 +6,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -38,16 +39,45 @@ def report(effort: Effort) -> str:
                 for call in ("unary", "stream") if groups < SHAPES[-1][0] else ("unary",):
                     for name, (kind, *flags) in kinds:
                         with echo_server(kind, *flags) as server:
-                            measured = _under_load(server, clients, groups, n, call, calls)
-                        rows.append((str(clients), f"{groups} x {n}", call, name, *measured))
+                            load = under_load(server, clients, groups, n, call, calls)
+                        figures = (microseconds(load.p50), microseconds(load.p99), f"{load.rate:.0f}")
+                        rows.append((str(clients), f"{groups} x {n}", call, name, *figures, microseconds(load.cpu)))
     return markdown(HEADER, rows)
 
 
-def _under_load(server: Running, clients: int, groups: int, n: int, call: str, calls: int) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Load:
+    """What a server did under load.
+
+    Attributes:
+        p50, p99: seconds a call, as a client saw it.
+        rate: calls a second.
+        cpu: the server's seconds a call.
+    """
+
+    p50: float
+    p99: float
+    rate: float
+    cpu: float
+
+
+def under_load(
+    server: Running, clients: int, groups: int, n: int, call: str, calls: int, method: str = echo.UNARY
+) -> Load:
+    """What a server does when so many clients make so many calls each.
+
+    Args:
+        server: it.
+        clients: in up to four processes, each with a connection of its own.
+        groups, n: of a batch.
+        call: "unary" or "stream".
+        calls: of each client.
+        method: the unary one.
+    """
     spawning = multiprocessing.get_context("spawn")
     processes = min(clients, 4)
     ready, times = spawning.Barrier(processes + 1), spawning.SimpleQueue()
-    load = partial(_load, server.address, clients // processes, groups, n, call, calls, ready, times)
+    load = partial(_load, server.address, method, clients // processes, groups, n, call, calls, ready, times)
     loaders = [spawning.Process(target=load) for _ in range(processes)]
     for loader in loaders:
         loader.start()
@@ -58,21 +88,19 @@ def _under_load(server: Running, clients: int, groups: int, n: int, call: str, c
     for loader in loaders:
         loader.join()
     number = clients * calls
-    return (
-        microseconds(float(np.percentile(taken, 50))),
-        microseconds(float(np.percentile(taken, 99))),
-        f"{number / elapsed:.0f}",
-        microseconds(used / number),
-    )
+    p50, p99 = np.percentile(taken, (50, 99))
+    return Load(float(p50), float(p99), number / elapsed, used / number)
 
 
-def _load(address: str, clients: int, groups: int, n: int, call: str, calls: int, ready: Any, times: Any) -> None:
+def _load(
+    address: str, method: str, clients: int, groups: int, n: int, call: str, calls: int, ready: Any, times: Any
+) -> None:
     """So many clients in this process, each a thread with a connection of its own."""
     from concurrent.futures import ThreadPoolExecutor
 
     requests = [request_of(batch) for batch in arrays(groups, n)]
     channels = [Endpoint(address).channel() for _ in range(clients)]
-    unary: list[Any] = [channel.unary_unary(echo.UNARY) for channel in channels]
+    unary: list[Any] = [channel.unary_unary(method) for channel in channels]
     for each in unary:
         each(requests[0], timeout=60.0)
     ready.wait(60)

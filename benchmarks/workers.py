@@ -10,14 +10,12 @@ from typing import Any
 from benchmarks.in_process import arrays
 from benchmarks.measurement import Effort, Ratio, of_rounds
 from benchmarks.processes import Running, pkpo_server
-from benchmarks.served import echo_stream, request_of
+from benchmarks.served import TRANSFORM_STREAM, echo_stream, request_of
 from benchmarks.table import Bar, Result
 from pkpo import packed
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_client.channel import Endpoint
 
-SERVICE = pb.DESCRIPTOR.services_by_name["RewardTransformService"].full_name
-TRANSFORM_STREAM = f"/{SERVICE}/TransformStream"
 SEQUENCE = pb.TransformStreamRequest.SEQUENCE_FIELD_NUMBER
 REQUEST = pb.TransformStreamRequest.REQUEST_FIELD_NUMBER
 LOADERS = 4

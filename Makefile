@@ -55,10 +55,11 @@ $(VENV)/lint: $(VENV)/test
 # Its estimator alone, without the CUDA stack that verl asks for: torch first, in the build that is there for CPUs.
 $(VENV)-verl/installed: benchmarks/verl-requirements.txt
 	$(PYTHON) -m venv $(VENV)-verl
+	@echo "installing verl to measure against it, with torch about 1 GB, into $(VENV)-verl"
 	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/verl-requirements.txt
-	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check --no-deps verl==0.9.1
 	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[local]'
+	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check --no-deps verl==0.9.1
 	touch $@
 
 $(VENV)-proto/installed: proto/requirements.txt

@@ -38,17 +38,23 @@ def main() -> int:
     unknown = set(arguments.sections) - {*BARS, *REPORTS}
     if unknown:
         parser.error(f"unknown section {sorted(unknown)[0]}; must be of {', '.join((*BARS, *REPORTS))}")
+    if arguments.quick and (arguments.strict or arguments.write):
+        parser.error("--quick measures nothing to judge or to write down; must be without --strict and --write")
     effort = Effort(arguments.quick)
+
+    def verdict(result: Result) -> str:
+        return "tried" if arguments.quick else result.cells()[-1] or "n/a"
+
     tables: dict[str, str] = {}
     wanted = arguments.sections or [*BARS]
     results: list[Result] = []
     for section in BARS:
         if section in wanted:
             for result in BARS[section](effort):
-                print(f"{result.cells()[-1] or 'n/a':5} {' | '.join(result.cells()[:-1])}", file=sys.stderr, flush=True)
+                print(f"{verdict(result):5} {' | '.join(result.cells()[:-1])}", file=sys.stderr, flush=True)
                 results.append(result)
     if results:
-        tables["bars"] = markdown(BAR_HEADER, [result.cells() for result in results])
+        tables["bars"] = markdown(BAR_HEADER, [(*result.cells()[:-1], verdict(result)) for result in results])
         print(tables["bars"], flush=True)
     for section in REPORTS:
         if section in wanted:

@@ -24,7 +24,7 @@ from pkpo_client.channel import Endpoint
 
 SHAPES = ((1, 16), (1024, 16), (16384, 16))
 CLIENTS = (1, 16)
-HEADER = ("clients", "batch", "call", "server", "p50, us", "p99, us", "calls/s", "server CPU a call, us")
+HEADER = ("clients", "batch", "call", "server", "p50, us (stream: mean)", "p99, us", "calls/s", "server CPU a call, us")
 
 
 def report(effort: Effort) -> str:
@@ -40,7 +40,8 @@ def report(effort: Effort) -> str:
                     for name, (kind, *flags) in kinds:
                         with echo_server(kind, *flags) as server:
                             load = under_load(server, clients, groups, n, call, calls)
-                        figures = (microseconds(load.p50), microseconds(load.p99), f"{load.rate:.0f}")
+                        p99 = microseconds(load.p99) if call == "unary" else ""
+                        figures = (microseconds(load.p50), p99, f"{load.rate:.0f}")
                         rows.append((str(clients), f"{groups} x {n}", call, name, *figures, microseconds(load.cpu)))
     return markdown(HEADER, rows)
 
@@ -50,7 +51,7 @@ class Load:
     """What a server did under load.
 
     Attributes:
-        p50, p99: seconds a call, as a client saw it.
+        p50, p99: seconds a call, as a client saw it; of a stream the mean of each client is all that is known.
         rate: calls a second.
         cpu: the server's seconds a call.
     """

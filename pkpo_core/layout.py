@@ -15,6 +15,8 @@ _MOST_KEPT_GROUPS = 1 << 13  # of a layout that is kept for the next batch: 128 
 
 def layout_of(total: int, group_sizes: int | Int64s) -> Layout:
     """The layout of groups of these sizes. A training run asks for the same one at every step, so some are kept."""
+    if isinstance(group_sizes, np.ndarray) and group_sizes.size > 0 and (group_sizes == group_sizes[0]).all():
+        group_sizes = int(group_sizes[0])
     if isinstance(group_sizes, np.ndarray) or total // group_sizes > _MOST_KEPT_GROUPS:
         return Layout(total, group_sizes)
     return _kept_layout(total, group_sizes)

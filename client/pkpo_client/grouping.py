@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from pkpo_client.arrays import on_host
 from pkpo_client.errors import refused
 
+_MOST_ROOM = 4  # of a table of ids, for each sample
+
 
 @dataclass(eq=False, slots=True)
 class Grouped:
@@ -117,7 +119,9 @@ def _by_id(rewards: NDArray[Any], group_ids: Any, keep: NDArray[np.bool_] | None
     if numbers.shape != rewards.shape:
         raise refused("group_ids", f"has {len(numbers)} values; must have one for each of {len(rewards)} rewards")
     # Stable, since the block-wise variants go by the order of a group's samples.
-    positions = np.argsort(numbers, kind="stable") if np.any(numbers[1:] < numbers[:-1]) else None
+    # Few numbers fit 16 bits, which NumPy sorts by radix.
+    sortable = numbers.astype(np.uint16) if len(ids) <= 1 << 16 else numbers
+    positions = np.argsort(sortable, kind="stable") if np.any(numbers[1:] < numbers[:-1]) else None
     if keep is not None:
         positions = np.flatnonzero(keep) if positions is None else positions[keep[positions]]
         numbers = numbers[keep]
@@ -172,6 +176,19 @@ def numbered(group_ids: Any) -> tuple[NDArray[np.int64], tuple[Hashable, ...]]:
 
 
 def _numbered_integers(array: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[Hashable, ...]]:
+    if array.size == 0:
+        return np.zeros(0, dtype=np.int64), ()
+    lowest, highest = int(array.min()), int(array.max())
+    if highest - lowest < _MOST_ROOM * array.size and array.dtype.kind == "i":
+        # Of equal places in an assignment the last one counts, here that of the first appearance.
+        places = array.astype(np.int64) - lowest
+        first_of = np.full(highest - lowest + 1, -1)
+        first_of[places[::-1]] = np.arange(array.size)[::-1]
+        present = np.flatnonzero(first_of >= 0)
+        by_appearance = present[np.argsort(first_of[present])]
+        number = np.empty(first_of.size, dtype=np.int64)
+        number[by_appearance] = np.arange(by_appearance.size)
+        return number[places], tuple((by_appearance + lowest).tolist())
     distinct, first, inverse = np.unique(array, return_index=True, return_inverse=True)
     by_appearance = np.argsort(first, kind="stable")
     number = np.empty(len(distinct), dtype=np.int64)

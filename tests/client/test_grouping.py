@@ -106,6 +106,18 @@ def test_ids_of_many_kinds(local: LocalClient, ids: Any) -> None:
     assert result.advantages.tolist() == [-1.0, -1.5, 1.0, 0.0, 1.5]
 
 
+@given(
+    st.lists(st.one_of(st.integers(-20, 20), st.sampled_from([2**62, -(2**63), 10**6])), max_size=40),
+    st.sampled_from([np.int64, np.int32, np.int8]),
+)
+def test_integers_are_numbered_as_any_ids_are(ids: list[int], dtype: Any) -> None:
+    array = np.array(ids, dtype=np.int64).astype(dtype)
+    numbers, names = numbered(array)
+    expected, distinct = numbered(array.tolist())
+    assert numbers.tolist() == expected.tolist()
+    assert names == distinct
+
+
 def test_ids_can_be_any_hashables(local: LocalClient) -> None:
     one, other = uuid.UUID(int=1), uuid.UUID(int=2)
     result = local.transform_detailed([1.0, 2.0, 3.0, 4.0], 1, group_ids=[one, other, one, other])

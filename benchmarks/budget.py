@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from benchmarks import echo
 from benchmarks.in_process import K, arrays
-from benchmarks.measurement import Call, Effort, typical_seconds
+from benchmarks.measurement import Call, Effort, in_turns, typical_seconds
 from benchmarks.processes import echo_server, pkpo_server
 from benchmarks.served import request_of
 from benchmarks.table import markdown, microseconds
@@ -84,10 +84,11 @@ def _stages(groups: int, n: int, effort: Effort) -> dict[str, float]:
         echoing = stack.enter_context(echo_server(echo.OURS))
         channel = stack.enter_context(Endpoint(echoing.address).channel())
         unary: Any = channel.unary_unary(echo.UNARY)
-        wire = of(partial(unary, raw, timeout=30.0))
         served = stack.enter_context(pkpo_server())
         client = stack.enter_context(Client(served.address))
-        whole = of(partial(client.transform, batch, K))
+        ours, echoed = partial(client.transform, batch, K), partial(unary, raw, timeout=30.0)
+        both = in_turns([ours], [echoed], effort.of(20, 2), effort.of(40, 2))
+        whole, wire = both.ours, both.floor
     stages |= {
         "gRPC and the network, both ways (an echo)": wire,
         "server: request parsed and checked": of(lambda: TRANSFORM.decode(raw, limits, Request(metrics.NO_VARIANT))),

@@ -118,7 +118,7 @@ def _by_k(effort: Effort) -> str:
 
 
 def _by_variant(effort: Effort) -> str:
-    kinds = ("continuous", "0/1", "five levels", "all equal", "last bits", "float32")
+    kinds = ("continuous", "0/1", "five levels", "all equal", "sums", "last bits", "float32")
     rows: list[tuple[str, ...]] = []
     for groups, n in ((1024, 16), (256, 256)):
         batch = arrays(8 if effort.quick else groups, n)[0]
@@ -127,6 +127,7 @@ def _by_variant(effort: Effort) -> str:
             "0/1": (batch > 0).astype(float),
             "five levels": np.clip(np.round(batch), -2, 2),
             "all equal": np.ones_like(batch),
+            "sums": _sums(batch.shape),
             "last bits": 1 + batch * 1e-14,
             "float32": batch.astype(np.float32),
         }
@@ -164,19 +165,29 @@ def _ragged(effort: Effort) -> str:
     for name, sizes, own_k in every:
         total = int(sizes.sum())
         values = rng.standard_normal(total)
+        sums = _sums((total,))
         k = rng.integers(1, sizes + 1) if own_k else min(4, int(sizes.min()))
         taken = _ragged_seconds(values, sizes, k, effort) / total
         two_valued = _ragged_seconds((values > 0).astype(float), sizes, k, effort) / total
+        summed = _ragged_seconds(sums, sizes, k, effort) / total
         like = _like(sizes)
         base = _seconds(like, 4, effort) / like.size
-        rows.append(
-            (name, f"{taken * 1e9:.1f}", _flagged(taken / base), f"{two_valued * 1e9:.1f}", _flagged(two_valued / base))
-        )
+        ratios = [_flagged(each / base) for each in (taken, two_valued, summed)]
+        rows.append((name, f"{taken * 1e9:.1f}", *ratios))
     return (
         "Ragged batches, against the default variant on equal groups of the size a sample is in on average:\n\n"
-        + markdown(("sizes", "ns a reward", "over the fast path", "0/1: ns a reward", "over the fast path"), rows)
+        + markdown(("sizes", "ns a reward", "over the fast path", "0/1", "sums"), rows)
         + _spread(effort)
     )
+
+
+def _sums(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Rewards as they are often made: parts that were earned, added in the order in which they were."""
+    rng = np.random.default_rng(2)
+    earned = rng.random((5, *shape)) < 0.5
+    parts = rng.permuted(np.broadcast_to(np.array([0.1, 0.2, 0.3, 0.15, 0.25]), (*shape, 5)), axis=-1)
+    total: NDArray[np.float64] = sum((earned[i] * parts[..., i] for i in range(5)), np.zeros(shape))
+    return total
 
 
 def _spread(effort: Effort) -> str:

@@ -29,6 +29,8 @@ def _serve_once() -> None:
     for line in started.stderr:
         if '"serving"' in line:
             break
+    else:
+        raise RuntimeError("the server ended before it served")
     # Ending it is not part of what is measured, nor is it waited for.
     started.kill()
     started.stderr.close()

@@ -70,11 +70,14 @@ def _load(address: str, batches: int, ready: multiprocessing.synchronize.Barrier
         b"".join((packed.number_field(SEQUENCE, 1), *packed.message_field(REQUEST, [request_of(batch)])))
         for batch in arrays(1024, 16)
     ]
-    # A connection of its own each, so that the system spreads them over the workers. Answers are not parsed, for the
+    # A connection of its own each, which the system spreads over the workers by chance. Answers are not parsed, for the
     # clients are to keep the workers busy, and not the other way round.
     with Endpoint(address).channel() as channel:
         stream: Any = channel.stream_stream(TRANSFORM_STREAM)
         echo_stream(stream, requests, 1)
+        answer = pb.TransformStreamResponse.FromString(next(iter(stream(iter(requests[:1]), timeout=60.0))))
+        if answer.WhichOneof("result") != "response":
+            raise RuntimeError(f"refused: {answer.error.message}")
         ready.wait(60)
         echo_stream(stream, requests, batches)
         ready.wait(600)

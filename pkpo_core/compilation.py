@@ -3,18 +3,34 @@
 A kernel has fixed signatures, so that there is one piece of machine code for each whatever arrays arrive; it releases
 the GIL; and it is cached on disk, where there is a place to write. Inputs are typed read-only, which every array is fit
 for, outputs are not.
+
+What is cached counts only for the very sources of this package: numba itself looks at the kernel's own file, and not at
+those of the parts that were compiled with it.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numba
 from numba import config, types
 
 Kernel: TypeAlias = Callable[..., Any]
+
+
+def stamp_of(folder: Path) -> str:
+    """A text that differs where the Python sources in a folder do."""
+    sources = sha256()
+    for path in sorted(folder.glob("*.py")):
+        sources.update(path.read_bytes())
+    return sources.hexdigest()
+
+
+_STAMP = stamp_of(Path(__file__).parent)
 
 
 def reads(scalar: Any) -> Any:
@@ -33,6 +49,9 @@ def inlined(function: Kernel) -> Kernel:
         dispatcher: Kernel = numba.njit(function, nogil=True, cache=True, error_model="numpy")
     except RuntimeError:  # numba finds no place it may write a cache to: compile anew in each process
         dispatcher = numba.njit(function, nogil=True, error_model="numpy")
+    cached = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if cached is not None:
+        cached._source_stamp = (cached._source_stamp, _STAMP)
     return dispatcher
 
 

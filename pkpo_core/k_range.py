@@ -125,8 +125,10 @@ def _only_k(k: int) -> Int64s:
 def _largest_legal(variant: Variant, n: Int64s, wanted: Int64s) -> Int64s:
     """The largest legal k up to the one wanted, 0 where there is none."""
     if variant in _PARTITIONED:
-        distinct, group = np.unique(np.stack((n, wanted)), axis=1, return_inverse=True)
-        return np.array([_largest_block(variant, *pair) for pair in distinct.T.tolist()])[group.reshape(-1)]
+        # A k above n is lowered to n at least, so that there are few distinct pairs.
+        base = int(n.max()) + 1
+        pairs, group = np.unique(n * base + np.minimum(wanted, n), return_inverse=True)
+        return np.array([_largest_block(variant, *divmod(pair, base)) for pair in pairs.tolist()])[group]
     largest = n - 1 if variant in _AT_MOST_N_LESS_ONE else n
     if variant is Variant.PASSK_BOOTSTRAP:
         largest = np.minimum(n, MOST_BOOTSTRAP_SAMPLES // n)

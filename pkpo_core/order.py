@@ -6,9 +6,10 @@ network, whose comparisons do not depend on what is compared, exchanges whole ro
 instructions of.
 
 In the table a sample is one number, its key: the reward as an integer that sorts alike, with the sample's index in the
-lowest bits. Rewards that differ in those bits only can come out in the wrong order. Where that happened it is seen, and
-the block is sorted again with keys of another kind: how far the reward is above the group's smallest, with the index
-below it, so that no bit is lost. Groups whose rewards are too far apart for that are left to NumPy.
+lowest bits. Rewards that differ in those bits only can come out in the wrong order, near their places, and are inserted
+where they belong. Where that takes too long, for most of a group is alike, the block is sorted again with keys of
+another kind: how far the reward is above the group's smallest, with the index below it, so that no bit is lost. Groups
+whose rewards are too far apart for that, and yet mostly alike, are left to NumPy.
 
 An order holds indices counted from the start of the group: first that of its smallest reward, last of its largest.
 """
@@ -28,6 +29,7 @@ _LARGEST_OF_ONE_SIZE = 64  # beyond, one call of NumPy that sorts all groups is 
 _LARGEST_OF_MANY_SIZES = 256  # beyond, a call of NumPy for each group is hardly slower
 _MAGNITUDE = (1 << 63) - 1
 _ABOVE_ALL_REWARDS = _MAGNITUDE
+_MOVES_A_SAMPLE = np.uint64(6)
 _ONE, _FOUR = np.uint64(1), np.uint64(4)
 _f8, _u8 = types.float64, types.uint64
 
@@ -177,7 +179,7 @@ def _count_alike(table: Int64s, n: int, width: int, index_bits: int, alike: Int6
 
 
 @inlined
-def _mark_unsorted(
+def _put_right(
     rewards: Float64s,
     groups: Positions,
     starts: Positions,
@@ -188,18 +190,24 @@ def _mark_unsorted(
     alike: Int64s,
     left: Flags,
 ) -> bool:
+    """Inserts what came out in the wrong place, which is near the right one; marks groups where it is too much."""
     any_left = False
     for lane in range(width):
-        descents = 0
+        moves = np.uint64(0)
+        most = _MOVES_A_SAMPLE * sizes[begin + lane]
         if alike[lane] > 0:
             start = starts[begin + lane]
-            below = rewards[start + indices[lane]]
             for j in range(_ONE, sizes[begin + lane]):
-                above = rewards[start + indices[j * width + lane]]
-                descents += above < below
-                below = above
-        left[groups[begin + lane]] = descents > 0
-        any_left |= descents > 0
+                index = indices[j * width + lane]
+                reward = rewards[start + index]
+                i = j
+                while i > 0 and moves < most and rewards[start + indices[(i - _ONE) * width + lane]] > reward:
+                    indices[i * width + lane] = indices[(i - _ONE) * width + lane]
+                    i -= _ONE
+                    moves += _ONE
+                indices[i * width + lane] = index
+        left[groups[begin + lane]] = moves >= most
+        any_left |= moves >= most
     return any_left
 
 
@@ -239,7 +247,7 @@ def sort_block(
         _count_alike(table, n, width, index_bits, alike)
         for p in range(n * width):
             table[p] &= index_bits
-        any_left: bool = _mark_unsorted(rewards, groups, starts, sizes, begin, width, indices, alike, left)
+        any_left: bool = _put_right(rewards, groups, starts, sizes, begin, width, indices, alike, left)
         if exactly or not any_left:
             return any_left
         exactly = True

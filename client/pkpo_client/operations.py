@@ -190,7 +190,6 @@ def transform_detailed(
         defaults.variant if variant is None else variant,
         defaults.scale if scale is None else scale,
         defaults.k_policy if k_policy is None else k_policy,
-        seed,
         defaults.run_id if run_id is None else run_id,
         defaults.timeout if timeout is None else timeout,
     )
@@ -198,6 +197,7 @@ def transform_detailed(
         chosen = _options(*given)
     except TypeError:  # cannot be looked up, and so is none of what an option may be
         chosen = _options.__wrapped__(*given)
+    whole_seed = options.seed(seed)
     estimated = options.k_list("estimate_k", estimate_k)
     array = taken(rewards)
     batch = grouped(array.values, group_ids, mask)
@@ -205,7 +205,7 @@ def transform_detailed(
     if isinstance(ks, np.ndarray) and batch.groups is not None:
         ks = ks[batch.groups]
 
-    answer = yield from _transformed(batch, ks, estimated, chosen)
+    answer = yield from _transformed(batch, ks, estimated, whole_seed, chosen)
     return TransformResult(
         advantages=array.give_back(batch.scattered(answer.values)),
         group_statuses=batch.scattered_statuses(answer.group_statuses, GroupStatus.TOO_SMALL),
@@ -374,26 +374,24 @@ class _Options:
     variant: str
     scale: str
     k_policy: str
-    seed: int
     run_id: str
     timeout: float
 
 
 # A training run gives the same ones every time.
 @lru_cache(maxsize=64, typed=True)
-def _options(variant: Any, scale: Any, k_policy: Any, seed: Any, run_id: Any, timeout: Any) -> _Options:
+def _options(variant: Any, scale: Any, k_policy: Any, run_id: Any, timeout: Any) -> _Options:
     return _Options(
         variant=options.name("variant", variant, options.VARIANTS),
         scale=options.name("scale", scale, options.SCALES),
         k_policy=options.name("k_policy", k_policy, options.K_POLICIES),
-        seed=options.seed(seed),
         run_id=options.run_id(run_id),
         timeout=options.timeout(timeout),
     )
 
 
 def _transformed(
-    batch: Grouped, ks: int | NDArray[np.int64] | None, estimate_k: tuple[int, ...], chosen: _Options
+    batch: Grouped, ks: int | NDArray[np.int64] | None, estimate_k: tuple[int, ...], seed: int, chosen: _Options
 ) -> Operation[Advantages]:
     if batch.number_of_groups == 0:
         return Advantages(batch.rewards[:0], np.zeros(0, dtype=np.uint8), _no_estimates(estimate_k))
@@ -413,7 +411,7 @@ def _transformed(
                         k_policy=chosen.k_policy,
                         k=_of_part(ks, part.groups),
                         estimate_k=estimate_k,
-                        seed=chosen.seed,
+                        seed=seed,
                         run_id=chosen.run_id,
                         first_group=part.groups.start,
                     ),

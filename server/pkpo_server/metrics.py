@@ -180,6 +180,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry, max_run_ids: int) -> None:
         self._uncounted: deque[Answered] = deque()
+        self._counting_soon = False
         # Registered first, it is read first.
         registry.register(_BeforeReading(self.count))
         self._built = {definition: definition.build(registry) for definition in DEFINITIONS}
@@ -230,9 +231,14 @@ class Metrics:
 
     def answered(self, answered: Answered) -> None:
         """It was answered with a result. To be called on the event loop."""
-        if not self._uncounted:
-            asyncio.get_running_loop().call_later(COUNTING_SECONDS, self.count)
         self._uncounted.append(answered)
+        if not self._counting_soon:
+            self._counting_soon = True
+            asyncio.get_running_loop().call_later(COUNTING_SECONDS, self._count_now)
+
+    def _count_now(self) -> None:
+        self._counting_soon = False
+        self.count()
 
     def count(self) -> None:
         """Counts what was answered meanwhile. May be called by any thread."""

@@ -16,6 +16,9 @@ from pkpo_server import codec
 from pkpo_server.exchange import STREAM_MESSAGE, Caller, Exchange, Means
 from pkpo_server.refusal import Draining, Refusal
 
+# A stream that fails waits so long for the answers before to be taken.
+FAILED_FLUSH_SECONDS = 1.0
+
 
 class Stream:
     """One open TransformStream call.
@@ -54,7 +57,8 @@ class Stream:
             while self._computing and self._failure is None and not writer.done():
                 await asyncio.wait({*self._computing, writer}, return_when=asyncio.FIRST_COMPLETED)
             self._answers.put_nowait(None)
-            await asyncio.wait({writer})
+            failed = self._failure is not None or (self._reader.done() and not _ended_well(self._reader))
+            await asyncio.wait({writer}, timeout=FAILED_FLUSH_SECONDS if failed else None)
         finally:
             for task in (self._reader, writer, *self._computing):
                 task.cancel()
@@ -113,6 +117,10 @@ class Stream:
             await self._context.write(answer)
             del answer
             self._room.release()
+
+
+def _ended_well(task: asyncio.Task[None]) -> bool:
+    return task.cancelled() or task.exception() is None
 
 
 def _error(exchange: Exchange, refusal: Refusal) -> bytes:

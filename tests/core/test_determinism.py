@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from core.samples import digest
+from core.samples import JIT, digest
+from pkpo_core import compilation, kernels
 
 
 @pytest.mark.parametrize("compiler", ["on", "off"])
@@ -27,6 +30,16 @@ def test_another_process_computes_the_same_bits(compiler: str) -> None:
         check=True,
     )
     assert other.stdout.strip() == digest()
+
+
+def test_machine_code_is_kept_only_for_the_sources_it_was_made_of(tmp_path: Path) -> None:
+    shutil.copy(inspect.getfile(kernels), tmp_path)
+    before = compilation.stamp_of(tmp_path)
+    (tmp_path / "order.py").write_text("# a part of kernels of another file")
+    assert compilation.stamp_of(tmp_path) != before
+    if JIT:
+        stamp = kernels.small_gap_advantages._dispatcher._cache._cache_file._source_stamp  # type: ignore[attr-defined]
+        assert stamp[1] == compilation.stamp_of(Path(inspect.getfile(kernels)).parent)
 
 
 def test_many_threads_compute_the_same_bits() -> None:

@@ -142,3 +142,22 @@ def test_the_version_of_the_server_is_known_after_a_call(client: Client, local: 
 
 def test_a_timeout_may_be_endless(client: Client, local: LocalClient) -> None:
     np.testing.assert_array_equal(client.transform(ROWS, 2, timeout=math.inf), local.transform(ROWS, 2))
+
+
+class Step:
+    """A training step: an integer that changes in place, as a tensor of one does."""
+
+    number = 0
+
+    def __index__(self) -> int:
+        return self.number
+
+
+def test_a_seed_that_changes_in_place_is_read_each_time() -> None:
+    step, rewards = Step(), np.random.default_rng(0).normal(size=(8, 16))
+    with LocalClient(variant="passk_bootstrap") as local:
+        first = local.transform(rewards, 3, seed=step)
+        step.number = 1
+        second = local.transform(rewards, 3, seed=step)
+        assert np.array_equal(second, local.transform(rewards, 3, seed=1))
+        assert not np.array_equal(first, second)

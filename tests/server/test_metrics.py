@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 import pkpo
@@ -23,6 +25,8 @@ from pkpo import packed
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
 from pkpo_core import Variant
+from pkpo_server.codec import Tally
+from pkpo_server.metrics import COUNTING_SECONDS, Answered, Metrics
 
 
 def request(values: Any, size: int = 4, **fields: Any) -> pb.TransformRequest:
@@ -234,3 +238,27 @@ def test_prometheus_scrapes_it(fresh: LiveServer, fresh_stub: Any, tmp_path: Pat
         process.wait(60)
     assert float(result["value"][1]) == 1
     assert time.time() - result["value"][0] < 300
+
+
+def test_what_cannot_be_counted_stops_no_counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = CollectorRegistry()
+    counters = Metrics(registry, 8)
+    answered = Answered("Transform", "S", "", Tally(groups=2, rewards=8), 1e-4, 1e-3)
+    count, failures = counters._count, [OSError("no space left on device")]
+
+    def failing_once(each: Answered) -> None:
+        if failures:
+            raise failures.pop()
+        count(each)
+
+    monkeypatch.setattr(counters, "_count", failing_once)
+
+    async def answer() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        for _ in range(2):
+            counters.answered(answered)
+            await asyncio.sleep(2 * COUNTING_SECONDS)
+
+    asyncio.run(answer())
+    counters.count()
+    assert registry.get_sample_value("pkpo_groups_total", {"variant": "S", "run": "none"}) == 2

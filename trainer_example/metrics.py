@@ -1,0 +1,113 @@
+"""Where figures go: a JSONL file, Prometheus, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from torch.utils.tensorboard import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+STAGES = ("sampling", "reward", "service", "update")
+
+
+class Stopwatch:
+    """How long each stage of a step takes, in seconds; the accelerator's queue is waited for."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Adds to a stage what the block takes."""
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+class Metrics(AbstractContextManager["Metrics"]):
+    """The figures of a run, by training step.
+
+    Each record is a line of `metrics.jsonl`: {"step": ..., "kind": "train" or "evaluation", and the figures}.
+
+    Args:
+        run_dir: where the file and TensorBoard's go.
+        run: the run's name, a label of every metric.
+        host: that the Prometheus metrics are served at.
+        port: of theirs; 0 for any, negative for none.
+        tensorboard: whether to write TensorBoard's files.
+        from_step: records of this step and later ones are of a life that was not kept, and go.
+    """
+
+    def __init__(self, run_dir: Path, run: str, host: str, port: int, tensorboard: bool, from_step: int) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / METRICS_FILE
+        kept = [record for record in records(path) if record["step"] <= from_step]
+        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        self._file = path.open("a", buffering=1)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=from_step) if tensorboard else None
+        self._run = run
+        self._registry = registry = CollectorRegistry()
+        self._gauges: dict[str, Gauge] = {}
+        self._seconds = Counter("pkpo_trainer_stage_seconds", "Time spent in each stage of the steps.",
+                                ["run", "stage"], registry=registry)  # fmt: skip
+        self._steps = Counter("pkpo_trainer_steps", "Training steps done.", ["run"], registry=registry)
+        self._answers = Counter("pkpo_trainer_answers", "Answers sampled to train on.", ["run"], registry=registry)
+        self._server = start_http_server(port, host, registry) if port >= 0 else None
+        self.port = self._server[0].server_port if self._server else None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._server is not None:
+            self._server[0].shutdown()
+            self._server[0].server_close()
+
+    def record(self, step: int, kind: str, figures: Mapping[str, float]) -> None:
+        """Writes figures down everywhere."""
+        self._file.write(json.dumps({"step": step, "kind": kind, **figures}) + "\n")
+        for name, value in figures.items():
+            self._gauge(kind, name).set(value)
+            if self._board is not None:
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def _gauge(self, kind: str, name: str) -> Gauge:
+        """pass@8 of an evaluation is pkpo_trainer_evaluation_pass{run="...", k="8"}."""
+        figure, _, k = name.partition("@")
+        metric = f"pkpo_trainer_{kind}_{figure}"
+        if metric not in self._gauges:
+            text = f"{figure} of the newest {'training step' if kind == 'train' else kind}."
+            self._gauges[metric] = Gauge(metric, text, ["run", "k"], registry=self._registry)
+        return self._gauges[metric].labels(self._run, k)
+
+    def count_step(self, answers: int, seconds: Mapping[str, float]) -> None:
+        """Counts a training step, its answers and the time each stage took."""
+        self._steps.labels(self._run).inc()
+        self._answers.labels(self._run).inc(answers)
+        for stage, time_spent in seconds.items():
+            self._seconds.labels(self._run, stage).inc(time_spent)
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, and none where there is no such file; a last line cut short does not count."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found

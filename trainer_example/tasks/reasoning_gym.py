@@ -1,0 +1,66 @@
+"""Any generator of reasoning-gym, with its own scorer: `reasoning_gym:chain_sum,min_terms=2,max_terms=2`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import reasoning_gym
+
+from trainer_example.tasks.task import Problem, Task
+
+INSTRUCTION = "Answer with the answer alone, between <answer> and </answer>."
+
+
+class ReasoningGym(Task):
+    """Problems of one generator.
+
+    Args:
+        generator: its name, as "chain_sum", "countdown", "maze".
+        seed: of the generator.
+        train_prompts: how many to train on.
+        test_prompts: how many to test on; those that are also among the first are left out.
+        max_new_tokens: how long an answer may get, in tokens.
+        instruct: whether to ask for <answer> tags, as an instruct model needs; without, the whole answer counts.
+        warm_start_steps: supervised steps for a model of random weights, imitating the generator's own answers.
+        options: passed on to the generator.
+    """
+
+    def __init__(
+        self,
+        generator: str,
+        seed: int = 0,
+        train_prompts: int = 10_000,
+        test_prompts: int = 500,
+        max_new_tokens: int = 256,
+        instruct: bool = False,
+        warm_start_steps: int = 0,
+        **options: Any,
+    ) -> None:
+        self.max_new_tokens = max_new_tokens
+        self.warm_start_steps = warm_start_steps
+        self._name, self._options, self._instruct = generator, options, instruct
+        self._generator = reasoning_gym.create_dataset(
+            generator, seed=seed, size=train_prompts + test_prompts, **options
+        )
+        problems = [self._problem(entry) for entry in self._generator]
+        self.train = problems[:train_prompts]
+        seen = {problem.prompt for problem in self.train}
+        self.test = [problem for problem in problems[train_prompts:] if problem.prompt not in seen]
+
+    def _problem(self, entry: dict[str, Any]) -> Problem:
+        question = entry["question"].strip()
+        return Problem(f"{question}\n{INSTRUCTION}\n" if self._instruct else f"{question}\n", entry)
+
+    def reward(self, problem: Problem, answer: str) -> float:
+        """The generator's own score."""
+        extracted = reasoning_gym.utils.extract_answer(answer) if self._instruct else answer.strip()
+        return float(self._generator.score_answer(extracted, problem.reference))
+
+    def demonstrations(self, generator: np.random.Generator, count: int) -> list[tuple[str, str]]:
+        """Fresh problems with the generator's own answers."""
+        entries = reasoning_gym.create_dataset(
+            self._name, seed=int(generator.integers(2**31)), size=count, **self._options
+        )
+        answer = "<answer>{}</answer>" if self._instruct else "{}"
+        return [(self._problem(entry).prompt, answer.format(entry["answer"])) for entry in entries]

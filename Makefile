@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo serve test lint bench performance proto clean
+RUN_DIR ?= runs/$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: setup demo serve train test test-trainer lint bench performance proto clean
 
 setup: $(VENV)/test
 
@@ -14,15 +16,22 @@ demo: $(VENV)/test
 serve: $(VENV)/test
 	$(BIN)/pkpo-server $(FLAGS)
 
+# A server, Prometheus and the example trainer; FLAGS are the trainer's options.
+train: $(VENV)-trainer/installed
+	OMP_NUM_THREADS=1 $(VENV)-trainer/bin/python -m trainer_example.observed --run_dir $(RUN_DIR) $(FLAGS)
+
 test: $(VENV)/test
 	$(BIN)/python -m pytest
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest tests/core
+
+test-trainer: $(VENV)-trainer/installed
+	$(VENV)-trainer/bin/python -m pytest tests/trainer
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy examples benchmarks
+	$(BIN)/mypy examples benchmarks trainer_example
 	$(BIN)/buf lint proto
 
 # Some minutes, on a machine that does nothing else. FLAGS=--quick only tries that everything works.
@@ -39,7 +48,7 @@ proto: $(VENV)-proto/installed
 	  --python_out=proto --grpc_python_out=proto --mypy_out=proto --mypy_grpc_out=proto pkpo/v1/reward_transform.proto
 
 clean:
-	rm -rf $(VENV) $(VENV)-proto $(VENV)-verl
+	rm -rf $(VENV) $(VENV)-proto $(VENV)-verl $(VENV)-trainer
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +59,14 @@ $(VENV)/test: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/lint: $(VENV)/test
 	$(INSTALL) --editable '.[test,lint]'
+	touch $@
+
+# torch first, in the build that is there for CPUs.
+$(VENV)-trainer/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-trainer
+	@echo "installing what the trainer needs, with torch about 1.5 GB, into $(VENV)-trainer"
+	$(VENV)-trainer/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VENV)-trainer/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[trainer,test]'
 	touch $@
 
 # Its estimator alone, without the CUDA stack that verl asks for: torch first, in the build that is there for CPUs.

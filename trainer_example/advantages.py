@@ -59,6 +59,7 @@ class Service(AbstractContextManager["Service"]):
                 fallback="local" if configuration.on_outage == "local" else None,
                 run_id=configuration.name,
                 scale="sum",
+                timeout=configuration.server_timeout,
             )
 
     def __exit__(

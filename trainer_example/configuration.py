@@ -30,6 +30,7 @@ class Configuration:
     )
     method: str = _option("k:8", "k:SCHEDULE, loo, tzsm, anneal:STEP, entropy:COEFFICIENT, or VARIANT[:SCHEDULE]")
     server: str = _option("localhost:50051", "where pkpo-server is")
+    server_timeout: float = _option(30.0, "seconds to wait for an answer, retries included, before it counts as gone")
     on_outage: Literal["stop", "local"] = _option(
         "stop", "without the service: stop, resumable; or compute advantages here"
     )

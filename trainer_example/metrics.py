@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
@@ -40,35 +40,34 @@ class Metrics(AbstractContextManager["Metrics"]):
     Each record is a line of `metrics.jsonl`: {"step": ..., "kind": "train" or "evaluation", and the figures}.
 
     Args:
-        run_dir: where the file and TensorBoard's go.
+        run_dir: where the file and TensorBoard's go; None for a process that writes nothing and serves nothing.
         run: the run's name, a label of every metric.
         host: that the Prometheus metrics are served at.
         port: of theirs; 0 for any, negative for none.
         tensorboard: whether to write TensorBoard's files.
-        from_step: records of this step and later ones are of a life that was not kept, and go.
+        from_step: the steps done; records of later ones are of a life that was not kept, and go.
     """
 
-    def __init__(self, run_dir: Path, run: str, host: str, port: int, tensorboard: bool, from_step: int) -> None:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        path = run_dir / METRICS_FILE
-        kept = [record for record in records(path) if record["step"] <= from_step]
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=from_step) if tensorboard else None
+    def __init__(self, run_dir: Path | None, run: str, host: str, port: int, tensorboard: bool, from_step: int) -> None:
         self._run = run
+        self._file = None if run_dir is None else _opened(run_dir, from_step)
+        logs = tensorboard and run_dir is not None
+        self._board = SummaryWriter(f"{run_dir}/tensorboard", purge_step=from_step + 1) if logs else None
         self._registry = registry = CollectorRegistry()
         self._gauges: dict[str, Gauge] = {}
         self._seconds = Counter("pkpo_trainer_stage_seconds", "Time spent in each stage of the steps.",
                                 ["run", "stage"], registry=registry)  # fmt: skip
         self._steps = Counter("pkpo_trainer_steps", "Training steps done.", ["run"], registry=registry)
         self._answers = Counter("pkpo_trainer_answers", "Answers sampled to train on.", ["run"], registry=registry)
-        self._server = start_http_server(port, host, registry) if port >= 0 else None
+        served = port >= 0 and run_dir is not None
+        self._server = start_http_server(port, host, registry) if served else None
         self.port = self._server[0].server_port if self._server else None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
         if self._server is not None:
@@ -77,7 +76,8 @@ class Metrics(AbstractContextManager["Metrics"]):
 
     def record(self, step: int, kind: str, figures: Mapping[str, float]) -> None:
         """Writes figures down everywhere."""
-        self._file.write(json.dumps({"step": step, "kind": kind, **figures}) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, "kind": kind, **figures}) + "\n")
         for name, value in figures.items():
             self._gauge(kind, name).set(value)
             if self._board is not None:
@@ -98,6 +98,15 @@ class Metrics(AbstractContextManager["Metrics"]):
         self._answers.labels(self._run).inc(answers)
         for stage, time_spent in seconds.items():
             self._seconds.labels(self._run, stage).inc(time_spent)
+
+
+def _opened(run_dir: Path, from_step: int) -> TextIO:
+    """The file of metrics, to go on behind the records that are kept."""
+    path = run_dir / METRICS_FILE
+    kept = [record for record in records(path) if record["step"] <= from_step]
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    return path.open("a", buffering=1)
 
 
 def records(path: Path) -> list[dict[str, Any]]:

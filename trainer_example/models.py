@@ -101,5 +101,5 @@ def trainable(policy: PreTrainedModel, configuration: Configuration) -> torch.nn
             )
             model = get_peft_model(policy, adapters)
     if configuration.gradient_checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.activation_checkpointing_enable({"use_reentrant": False})
     return model

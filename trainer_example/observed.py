@@ -115,9 +115,11 @@ def print_seen(address: str, run: str, start: float, end: float) -> None:
     print(f"\nthe run, as Prometheus at {address} saw it\n\n seconds    step     rewards  rewards/s")
     for place in range(ROWS):
         when = times[(len(times) - 1) * place // (ROWS - 1)]
+        step = max((value for time_, value in steps.items() if time_ <= when), default=0.0)  # it ends with the trainer
         rate = rates.get(when, 0.0)
         bar = "#" * round(30 * rate / highest) if highest else ""
-        print(f"{when - start:8.0f}{steps.get(when, 0):8.0f}{totals[when]:12,.0f}{rate:11,.0f}  {bar}")
+        print(f"{when - start:8.0f}{step:8.0f}{totals[when]:12,.0f}{rate:11,.0f}  {bar}")
+    print("(steps are the trainer's own, whose last scrape is up to a second before its end)")
 
 
 def print_counted(metrics_address: str, run: str) -> None:

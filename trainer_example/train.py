@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from tqdm import tqdm
 from transformers import get_constant_schedule_with_warmup
 
@@ -45,8 +45,7 @@ def train(configuration: Configuration) -> None:
         FileExistsError: the run directory holds checkpoints, and the run is not to resume.
     """
     accelerator = Accelerator()
-    check_divides(configuration, accelerator.num_processes)
-    set_seed(configuration.seed)
+    check_processes(configuration, accelerator.num_processes)
     run_dir = Path(configuration.run_dir)
     method = method_named(configuration.method)
     task = task_named(configuration.task)
@@ -77,7 +76,7 @@ def train(configuration: Configuration) -> None:
         log.info("going on from step %d", progress.step)
 
     sampler = Sampler(
-        accelerator.unwrap_model(model, keep_torch_compile=False),
+        accelerator.unwrap_model(model),
         tokenizer,
         configuration.max_new_tokens or task.max_new_tokens,
         configuration.temperature,
@@ -91,11 +90,11 @@ def train(configuration: Configuration) -> None:
     with (
         Service(configuration, method, accelerator) as service,
         Metrics(
-            run_dir if main else run_dir / f"process-{accelerator.process_index}",
+            run_dir if main else None,
             configuration.name,
             configuration.metrics_host,
-            configuration.metrics_port if main else -1,
-            configuration.tensorboard and main,
+            configuration.metrics_port,
+            configuration.tensorboard,
             progress.step,
         ) as metrics,
         tqdm(total=configuration.steps, initial=progress.step, unit="step", disable=not main) as bar,
@@ -153,8 +152,11 @@ def train(configuration: Configuration) -> None:
     accelerator.end_training()
 
 
-def check_divides(configuration: Configuration, processes: int) -> None:
-    """Raises ValueError where prompts do not divide into processes and minibatches."""
+def check_processes(configuration: Configuration, processes: int) -> None:
+    """Raises ValueError where processes do not find each other, or prompts do not divide into them."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != processes:
+        raise ValueError(f"{started} processes were started, and accelerate would train {processes} in each on its own")
     if configuration.prompts_per_step % (processes * configuration.minibatches) != 0:
         raise ValueError(
             f"prompts_per_step: is {configuration.prompts_per_step}; must be a multiple of "
@@ -194,8 +196,9 @@ def figures_of(
     configuration: Configuration,
 ) -> dict[str, float]:
     """What a training step shows, over all processes."""
-    n = configuration.samples_per_prompt
-    diversity = torch.tensor(distinct(rollouts.texts, n).mean(), device=accelerator.device)
+    differing = distinct(rollouts.texts, configuration.samples_per_prompt).mean()
+    tokens = rollouts.answer_mask.sum(1).double().mean()
+    means = accelerator.reduce(torch.tensor([differing, tokens], device=accelerator.device), "mean").tolist()
     return {
         "k": signal.k,
         "reward": float(signal.rewards.mean()),
@@ -203,6 +206,6 @@ def figures_of(
         "solved_in_training": len(progress.solved) / len(task.train),
         "groups_without_signal": signal.groups_without_signal / len(signal.rewards),
         "entropy": mean_entropy(accelerator, rollouts),
-        "diversity": float(accelerator.reduce(diversity, "mean")),
-        "answer_tokens": float(rollouts.answer_mask.sum(1).double().mean()),
+        "diversity": means[0],
+        "answer_tokens": means[1],
     }

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from trainer_example.configuration import Configuration
 from trainer_example.sampling import Rollouts, answer_log_probs
@@ -79,7 +80,8 @@ class Update:
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        return float(norm)
+        # Of a sharded model it is a DTensor, of which each process holds a part.
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def _objective(
         self, rollouts: Rollouts, advantages: Tensor, old: Tensor | None, rows: Tensor

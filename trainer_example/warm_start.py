@@ -52,6 +52,8 @@ def _taught(
     generator = np.random.default_rng([configuration.model_seed, 1])
     optimizer = torch.optim.Adam(policy.parameters(), lr=LEARNING_RATE)
     schedule = get_cosine_schedule_with_warmup(optimizer, 0, steps)
+    if type(task).demonstrations is Task.demonstrations:
+        raise ValueError(f"warm_start_steps: is {steps}; must be 0: {configuration.task} has no demonstrations")
     policy.to("cuda" if torch.cuda.is_available() else "cpu").train()
     for _ in tqdm(range(steps), desc="warm start", unit="step"):
         ids, labels = _imitated(task.demonstrations(generator, BATCH), tokenizer, task.max_new_tokens)

@@ -35,10 +35,12 @@ class HendrycksMath(Task):
         self.test = _problems(dataset, subjects, "test")
 
     def reward(self, problem: Problem, answer: str) -> float:
-        """1 if the last boxed answer equals the solution's, as math-verify understands both."""
+        """1 if the last box of the answer equals the solution's, as math-verify understands both."""
+        _, box, behind = answer.rpartition("\\boxed")  # of several, math-verify would take all for one answer
+        given = parse(box + behind, [LatexExtractionConfig(boxed_match_priority=0)]) if box else []
         # Its timeouts are signals, which only the main thread gets: that is where the loop asks for rewards. An answer
         # that cannot be read or compared in time (a tower of powers, say) is wrong.
-        return float(verify(problem.reference, parse(answer, [LatexExtractionConfig(boxed_match_priority=0)])))
+        return float(verify(problem.reference, given))
 
 
 def _problems(dataset: str, subjects: str, split: str) -> list[Problem]:

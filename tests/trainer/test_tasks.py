@@ -186,7 +186,16 @@ def code_folders(tmp_path: Path) -> tuple[str, str]:
            "test_list": ["assert square(2) == OFFSET + 4", *(f"assert square({x}) == {x * x}" for x in (3, 1, 0))],
            "test_setup_code": "OFFSET = 0", "challenge_test_list": []}  # fmt: skip
     (mbpp / "train.jsonl").write_text(json.dumps(row))
-    check = "METADATA = {}\n\n\ndef check(candidate):\n    for x in range(3):\n        assert candidate(x) == x + 1\n    big = 10\n    assert candidate(big) == 11, 'big'\n"
+    check = """
+METADATA = {}
+
+
+def check(candidate):
+    for x in range(3):
+        assert candidate(x) == x + 1
+    big = 10
+    assert candidate(big) == 11, 'big'
+"""
     row = {"task_id": "HumanEval/0", "prompt": 'def add_one(x):\n    """ One more. """\n',
            "canonical_solution": "    return x + 1\n", "test": check, "entry_point": "add_one"}  # fmt: skip
     (humaneval / "test.jsonl").write_text(json.dumps(row))

@@ -70,13 +70,23 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         return path
 
-    def newest(self) -> Path | None:
-        """The newest whole checkpoint, if there is one."""
-        return next(reversed(self._all()), None)
+    def save_if_due(self, every: int, last: int) -> None:
+        """Keeps the state now if the steps done are a multiple of `every` (0: none is) or the last."""
+        if self.progress.step == last or (every and self.progress.step % every == 0):
+            self.save()
 
-    def load(self, path: Path) -> None:
-        """Goes back to a checkpoint."""
-        self.accelerator.load_state(str(path))
+    def start(self, resume: bool) -> None:
+        """Goes back to the newest whole checkpoint, if there is one.
+
+        Raises:
+            FileExistsError: there is one, and the run is not to resume.
+        """
+        newest = next(reversed(self._all()), None)
+        if newest is None:
+            return
+        if not resume:
+            raise FileExistsError(f"{self.folder} holds checkpoints: --resume true goes on; or name another --run_dir")
+        self.accelerator.load_state(str(newest))
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name))

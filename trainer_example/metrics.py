@@ -14,6 +14,8 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 from torch.utils.tensorboard import SummaryWriter
 
+from trainer_example.configuration import Configuration
+
 METRICS_FILE = "metrics.jsonl"
 STAGES = ("sampling", "reward", "service", "update")
 
@@ -33,6 +35,14 @@ class Stopwatch:
             torch.cuda.synchronize()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
+    def figures(self) -> dict[str, float]:
+        """The stages, all of them together, and on a GPU the most memory that was in use so far."""
+        stages = {f"{stage}_seconds": seconds for stage, seconds in self.seconds.items()}
+        stages["step_seconds"] = sum(self.seconds.values())
+        if torch.cuda.is_available():
+            stages["peak_memory_bytes"] = float(torch.cuda.max_memory_allocated())
+        return stages
+
 
 class Metrics(AbstractContextManager["Metrics"]):
     """The figures of a run, by training step.
@@ -40,27 +50,26 @@ class Metrics(AbstractContextManager["Metrics"]):
     Each record is a line of `metrics.jsonl`: {"step": ..., "kind": "train" or "evaluation", and the figures}.
 
     Args:
-        run_dir: where the file and TensorBoard's go; None for a process that writes nothing and serves nothing.
-        run: the run's name, a label of every metric.
-        host: that the Prometheus metrics are served at.
-        port: of theirs; 0 for any, negative for none.
-        tensorboard: whether to write TensorBoard's files.
+        configuration: where they go, and as which run.
         from_step: the steps done; records of later ones are of a life that was not kept, and go.
+        written: whether this is the process that writes and serves them; in others records go nowhere.
     """
 
-    def __init__(self, run_dir: Path | None, run: str, host: str, port: int, tensorboard: bool, from_step: int) -> None:
-        self._run = run
-        self._file = None if run_dir is None else _opened(run_dir, from_step)
-        logs = tensorboard and run_dir is not None
-        self._board = SummaryWriter(f"{run_dir}/tensorboard", purge_step=from_step + 1) if logs else None
+    def __init__(self, configuration: Configuration, from_step: int, written: bool) -> None:
+        run_dir = Path(configuration.run_dir)
+        self._run = configuration.name
+        self._file = _opened(run_dir / METRICS_FILE, from_step) if written else None
+        boarded = written and configuration.tensorboard
+        self._board = SummaryWriter(f"{run_dir}/tensorboard", purge_step=from_step + 1) if boarded else None
         self._registry = registry = CollectorRegistry()
         self._gauges: dict[str, Gauge] = {}
         self._seconds = Counter("pkpo_trainer_stage_seconds", "Time spent in each stage of the steps.",
                                 ["run", "stage"], registry=registry)  # fmt: skip
         self._steps = Counter("pkpo_trainer_steps", "Training steps done.", ["run"], registry=registry)
         self._answers = Counter("pkpo_trainer_answers", "Answers sampled to train on.", ["run"], registry=registry)
-        served = port >= 0 and run_dir is not None
-        self._server = start_http_server(port, host, registry) if served else None
+        self._server = None
+        if written and configuration.metrics_port >= 0:
+            self._server = start_http_server(configuration.metrics_port, configuration.metrics_host, registry)
         self.port = self._server[0].server_port if self._server else None
 
     def __exit__(
@@ -100,11 +109,10 @@ class Metrics(AbstractContextManager["Metrics"]):
             self._seconds.labels(self._run, stage).inc(time_spent)
 
 
-def _opened(run_dir: Path, from_step: int) -> TextIO:
-    """The file of metrics, to go on behind the records that are kept."""
-    path = run_dir / METRICS_FILE
-    kept = [record for record in records(path) if record["step"] <= from_step]
-    run_dir.mkdir(parents=True, exist_ok=True)
+def _opened(path: Path, from_step: int) -> TextIO:
+    """The file of metrics, to go on behind the records that are kept: an evaluation of this step comes again."""
+    kept = [r for r in records(path) if r["step"] < from_step or (r["step"] == from_step and r["kind"] == "train")]
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in kept))
     return path.open("a", buffering=1)
 

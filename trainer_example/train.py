@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,27 +27,115 @@ from trainer_example.tasks import Task, task_named
 from trainer_example.update import Update
 from trainer_example.warm_start import warm_started
 
-log = logging.getLogger("trainer_example")
-
 
 class Interrupted(RuntimeError):
     """The service did not answer; the run's state is kept, and --resume goes on from it."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """Everything that takes part in a run; `loop` is what they do."""
+
+    configuration: Configuration
+    accelerator: Accelerator
+    task: Task
+    sampler: Sampler
+    service: Service
+    update: Update
+    evaluation: Evaluation
+    progress: Progress
+    checkpoints: Checkpoints
+    metrics: Metrics
+
+    def loop(self) -> None:
+        """Steps, with evaluations between them and checkpoints behind them, to the last.
+
+        Raises:
+            Interrupted: the service is gone, and the run is to stop without it.
+        """
+        every, last = self.configuration.evaluate_every, self.configuration.steps
+        show = self.accelerator.is_main_process
+        with tqdm(total=last, initial=self.progress.step, unit="step", disable=not show) as bar:
+            while True:
+                try:
+                    # At the start of a step, so that a run which is resumed here evaluates here.
+                    if every and (self.progress.step % every == 0 or self.progress.step == last):
+                        self.metrics.record(self.progress.step, "evaluation", self.evaluation.measured())
+                    if self.progress.step == last:
+                        break
+                    figures = self.step()
+                except PkpoError as error:
+                    path = self.checkpoints.save()
+                    message = f"step {self.progress.step}: {error}\n{path} is kept: --resume true goes on from there"
+                    raise Interrupted(message) from error
+                self.checkpoints.save_if_due(self.configuration.checkpoint_every, last)
+                bar.update()
+                bar.set_postfix(reward=f"{figures['reward']:.3f}", entropy=f"{figures['entropy']:.2f}")
+
+    def step(self) -> dict[str, float]:
+        """One training step: samples, rewards, advantages, update. Returns what it showed.
+
+        Raises:
+            PkpoError: the service has no advantages; nothing has changed then.
+        """
+        step, n = self.progress.step, self.configuration.samples_per_prompt
+        watch = Stopwatch()
+        with watch.of("sampling"):
+            numbers = prompts_of(step, self.configuration, len(self.task.train))
+            problems = [self.task.train[number] for number in self._mine(numbers)]
+            uniforms = self.sampler.uniforms([self.configuration.seed, 1, step], len(numbers) * n)
+            rollouts = self.sampler.rollouts([problem.prompt for problem in problems], n, self._mine(uniforms))
+        with watch.of("reward"):
+            rewards = self.task.rewards(repeated(problems, n), rollouts.texts)
+        with watch.of("service"):
+            signal = self.service.signal(rewards, step)
+        with watch.of("update"):
+            norm = self.update.step(rollouts, signal.advantages, [self.configuration.seed, step])
+
+        self.progress.step += 1
+        self.progress.solved |= set(numbers[(signal.rewards >= 1.0).any(1)].tolist())
+        figures = self._figures(signal, rollouts) | {"gradient_norm": norm} | watch.figures()
+        self.metrics.record(self.progress.step, "train", figures)
+        self.metrics.count_step(signal.rewards.size, watch.seconds)
+        return figures
+
+    def _figures(self, signal: Signal, rollouts: Rollouts) -> dict[str, float]:
+        """What a step shows, over all processes."""
+        differing = distinct(rollouts.texts, self.configuration.samples_per_prompt).mean()
+        means = torch.tensor([differing, rollouts.answer_mask.sum(1).double().mean()], device=self.accelerator.device)
+        diversity, tokens = self.accelerator.reduce(means, "mean").tolist()
+        return {
+            "k": signal.k,
+            "reward": float(signal.rewards.mean()),
+            "solved_now": float((signal.rewards >= 1.0).any(1).mean()),
+            "solved_in_training": len(self.progress.solved) / len(self.task.train),
+            "groups_without_signal": signal.groups_without_signal / len(signal.rewards),
+            "entropy": mean_entropy(self.accelerator, rollouts),
+            "diversity": diversity,
+            "answer_tokens": tokens,
+        }
+
+    def _mine(self, everyones: Any) -> Any:
+        """This process's part of an array or tensor that has a part for each."""
+        each = len(everyones) // self.accelerator.num_processes
+        return everyones[self.accelerator.process_index * each : (self.accelerator.process_index + 1) * each]
+
+
 def train(configuration: Configuration) -> None:
-    """A run, from its first step or its newest checkpoint to its last step.
+    """A run, from its first step or its newest checkpoint to its last step, and what it leaves behind.
 
     Args:
         configuration: what to train, on what, how.
 
     Raises:
         ValueError: something in the configuration is not possible.
+        PkpoError: the service is not there at the start, or refuses the method.
         Interrupted: the service is gone, and the run is to stop without it.
         FileExistsError: the run directory holds checkpoints, and the run is not to resume.
     """
     accelerator = Accelerator()
     check_processes(configuration, accelerator.num_processes)
-    run_dir = Path(configuration.run_dir)
+    main, run_dir = accelerator.is_main_process, Path(configuration.run_dir)
     method = method_named(configuration.method)
     task = task_named(configuration.task)
 
@@ -60,20 +149,12 @@ def train(configuration: Configuration) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=configuration.learning_rate, betas=(0.9, 0.99))
     schedule = get_constant_schedule_with_warmup(optimizer, configuration.warmup_steps)
-    # The schedule is stepped by hand, once an optimiser step, however many processes there are: it is not prepared.
+    # The schedule is not prepared: accelerate would step it once for each process.
     model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(schedule)
-
     progress = Progress()
-    accelerator.register_for_checkpointing(progress)
+    accelerator.register_for_checkpointing(schedule, progress)
     checkpoints = Checkpoints(run_dir / "checkpoints", accelerator, progress, configuration.keep_checkpoints)
-    if (newest := checkpoints.newest()) is not None:
-        if not configuration.resume:
-            raise FileExistsError(
-                f"{newest.parent} holds checkpoints: --resume goes on from them; or name another run_dir"
-            )
-        checkpoints.load(newest)
-        log.info("going on from step %d", progress.step)
+    checkpoints.start(configuration.resume)
 
     sampler = Sampler(
         accelerator.unwrap_model(model),
@@ -84,69 +165,18 @@ def train(configuration: Configuration) -> None:
         lambda true: everywhere(accelerator, true),
     )
     update = Update(model, optimizer, schedule, accelerator, configuration, method.entropy_coefficient)
-    main = accelerator.is_main_process
-    if main:
-        configuration.save()
-    with (
-        Service(configuration, method, accelerator) as service,
-        Metrics(
-            run_dir if main else None,
-            configuration.name,
-            configuration.metrics_host,
-            configuration.metrics_port,
-            configuration.tensorboard,
-            progress.step,
-        ) as metrics,
-        tqdm(total=configuration.steps, initial=progress.step, unit="step", disable=not main) as bar,
-    ):
+    with Service(configuration, method, accelerator) as service:
         service.check()
         evaluation = Evaluation(task, sampler, service, accelerator, configuration)
-        if progress.step == 0 and configuration.evaluate_every:
-            metrics.record(0, "evaluation", evaluation.measured())
-        while progress.step < configuration.steps:
-            step = progress.step
-            watch = Stopwatch()
-            with watch.of("sampling"):
-                numbers = prompts_of(step, configuration, len(task.train))
-                mine = np.split(numbers, accelerator.num_processes)[accelerator.process_index]
-                problems = [task.train[number] for number in mine]
-                rollouts = sampler.rollouts(
-                    [problem.prompt for problem in problems],
-                    configuration.samples_per_prompt,
-                    sampled_by(sampler, step, configuration, accelerator),
-                )
-            with watch.of("reward"):
-                rewards = task.rewards(repeated(problems, configuration.samples_per_prompt), rollouts.texts)
-            try:
-                with watch.of("service"):
-                    signal = service.signal(rewards, step)
-            except PkpoError as error:
-                path = checkpoints.save()
-                raise Interrupted(f"step {step}: {error}; {path} is kept: --resume goes on from there") from error
-            with watch.of("update"):
-                norm = update.step(rollouts, signal.advantages, [configuration.seed, step])
+        if main:
+            configuration.save()
+        with Metrics(configuration, progress.step, written=main) as metrics:
+            Run(configuration, accelerator, task, sampler, service, update, evaluation, progress, checkpoints,
+                metrics).loop()  # fmt: skip
 
-            progress.step += 1
-            progress.solved |= set(numbers[(signal.rewards >= 1.0).any(1)].tolist())
-            figures = figures_of(signal, rollouts, task, progress, accelerator, configuration)
-            seconds = {f"{stage}_seconds": time for stage, time in watch.seconds.items()}
-            figures |= {"gradient_norm": norm, **seconds, "step_seconds": sum(watch.seconds.values())}
-            if torch.cuda.is_available():
-                figures["peak_memory_bytes"] = float(torch.cuda.max_memory_allocated())
-            metrics.record(progress.step, "train", figures)
-            metrics.count_step(signal.rewards.size, watch.seconds)
-            bar.update()
-            bar.set_postfix(reward=f"{figures['reward']:.3f}", entropy=f"{figures['entropy']:.2f}", k=signal.k)
-
-            last = progress.step == configuration.steps
-            if configuration.evaluate_every and (last or progress.step % configuration.evaluate_every == 0):
-                metrics.record(progress.step, "evaluation", evaluation.measured())
-            if last or (configuration.checkpoint_every and progress.step % configuration.checkpoint_every == 0):
-                checkpoints.save()
-
-    trained_state = accelerator.get_state_dict(model)
+    weights = accelerator.get_state_dict(model)
     if main:
-        accelerator.unwrap_model(model).save_pretrained(run_dir / "model", state_dict=trained_state)
+        accelerator.unwrap_model(model).save_pretrained(run_dir / "model", state_dict=weights)
         tokenizer.save_pretrained(run_dir / "model")
         write_plots(run_dir)
     accelerator.end_training()
@@ -173,39 +203,8 @@ def prompts_of(step: int, configuration: Configuration, problems: int) -> np.nda
     return np.array([orders[place // problems][place % problems] for place in places])
 
 
-def sampled_by(sampler: Sampler, step: int, configuration: Configuration, accelerator: Accelerator) -> torch.Tensor:
-    """The random numbers of this process's answers of a step."""
-    answers = configuration.prompts_per_step * configuration.samples_per_prompt
-    everyones = sampler.uniforms([configuration.seed, 1, step], answers)
-    return everyones.chunk(accelerator.num_processes)[accelerator.process_index]
-
-
 def everywhere(accelerator: Accelerator, true: bool) -> bool:
     """Whether something is true in every process."""
     if accelerator.num_processes == 1:
         return true
     return bool(accelerator.gather(torch.tensor([int(true)], device=accelerator.device)).all())
-
-
-def figures_of(
-    signal: Signal,
-    rollouts: Rollouts,
-    task: Task,
-    progress: Progress,
-    accelerator: Accelerator,
-    configuration: Configuration,
-) -> dict[str, float]:
-    """What a training step shows, over all processes."""
-    differing = distinct(rollouts.texts, configuration.samples_per_prompt).mean()
-    tokens = rollouts.answer_mask.sum(1).double().mean()
-    means = accelerator.reduce(torch.tensor([differing, tokens], device=accelerator.device), "mean").tolist()
-    return {
-        "k": signal.k,
-        "reward": float(signal.rewards.mean()),
-        "solved_now": float((signal.rewards >= 1.0).any(1).mean()),
-        "solved_in_training": len(progress.solved) / len(task.train),
-        "groups_without_signal": signal.groups_without_signal / len(signal.rewards),
-        "entropy": mean_entropy(accelerator, rollouts),
-        "diversity": means[0],
-        "answer_tokens": means[1],
-    }

@@ -114,9 +114,13 @@ def environment() -> dict[str, str]:
 
 def trained(run_dir: str | Path) -> list[dict[str, Any]]:
     """The records of training steps, without what a clock decides."""
+    return [record for record in recorded(run_dir) if record["kind"] == "train"]
+
+
+def recorded(run_dir: str | Path) -> list[dict[str, Any]]:
+    """All records, without what a clock decides."""
     lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
     return [
         {name: value for name, value in record.items() if not name.endswith("_seconds")}
         for record in map(json.loads, lines)
-        if record["kind"] == "train"
     ]

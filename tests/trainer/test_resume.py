@@ -19,7 +19,7 @@ from live_server import LiveServer, poll
 from trainer_example.configuration import Configuration
 from trainer_example.train import Interrupted, train
 
-from .conftest import ROOT, command, environment, finished, trained
+from .conftest import ROOT, command, environment, finished, recorded, trained
 
 
 @pytest.fixture
@@ -28,6 +28,7 @@ def whole(tiny: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     options = {
         **tiny,
         "steps": 6,
+        "evaluate_every": 3,
         "run_dir": str(tmp_path / "whole"),
         "objective": "clip",
         "epochs": 2,
@@ -38,7 +39,7 @@ def whole(tiny: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 
 def assert_same_run(one: str | Path, other: str | Path) -> None:
-    assert trained(one) == trained(other)
+    assert recorded(one) == recorded(other)
     weights, others = (load_file(Path(run) / "model" / "model.safetensors") for run in (one, other))
     assert all(torch.equal(weights[name], others[name]) for name in others)
 
@@ -80,7 +81,7 @@ class Cut:
 
         def rewards(task: Any, *arguments: Any) -> list[float]:
             self.calls += 1
-            if self.calls == 3:
+            if self.calls == 4:  # the first is of the evaluation
                 os.kill(server.process.pid, signal.SIGKILL)
                 server.process.wait()
             return original(task, *arguments)
@@ -95,7 +96,7 @@ def test_without_the_service_it_stops_and_can_be_resumed(
         options = {**whole, "run_dir": str(tmp_path / "stopped"), "server": server.address}
         Cut(server, monkeypatch)
         start = time.monotonic()
-        with pytest.raises(Interrupted, match="--resume goes on from there"):
+        with pytest.raises(Interrupted, match="--resume true goes on from there"):
             train(Configuration(**options))
         assert time.monotonic() - start < 120
     assert [record["step"] for record in trained(options["run_dir"])] == [1, 2]

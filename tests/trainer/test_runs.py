@@ -134,10 +134,10 @@ def scraped(port: int) -> list[tuple[str, dict[str, str], float]]:
     return samples if any(name == "pkpo_trainer_steps_total" and value >= 3 for name, _, value in samples) else []
 
 
-def test_the_port_is_free_again_after_a_run(tmp_path: Path) -> None:
-    with Metrics(tmp_path, "a", "127.0.0.1", 0, False, 0) as metrics:
+def test_the_port_is_free_again_after_a_run(configuration: Configuration) -> None:
+    with Metrics(dataclasses.replace(configuration, metrics_port=0), 0, written=True) as metrics:
         port = metrics.port
-    with Metrics(tmp_path, "b", "127.0.0.1", port or 0, False, 0) as again:
+    with Metrics(dataclasses.replace(configuration, metrics_port=port), 0, written=True) as again:
         assert again.port == port
     assert not any(thread.name.startswith("prometheus") and not thread.daemon for thread in threading.enumerate())
 

@@ -28,7 +28,7 @@ class Signal:
     Attributes:
         advantages: of this process's answers, of shape (answers,), float32; for a loss that sums over a group.
         rewards: of all processes' answers, of shape (prompts, n).
-        k: that was asked for; 0 where the variant takes none.
+        k: that was asked for, n for tzsm; 0 where the variant takes none.
         groups_without_signal: how many of all prompts teach nothing.
     """
 
@@ -69,27 +69,30 @@ class Service(AbstractContextManager["Service"]):
             self._client.close()
 
     def check(self) -> None:
-        """Asks for every k that the run will use, so that one that is not legal is refused before the first step."""
+        """Asks for every k that the run will use, so that one that is not legal is refused before anything is done."""
         ks = {self._method.k(step) for step in range(self._configuration.steps)}
         equal = np.zeros((1, self._configuration.samples_per_prompt))
         self._asked(lambda client: [client.transform(equal, k, variant=self._method.variant) for k in ks])
 
-    def signal(self, rewards: Sequence[float], step: int) -> Signal:
+    def gathered(self, rewards: Sequence[float]) -> NDArray[np.float64]:
+        """All processes' rewards, of shape (prompts, n), of each one's own, those of a prompt together."""
+        device = self._accelerator.device
+        everyones: NDArray[np.float64] = gather(torch.tensor(rewards, dtype=torch.float64, device=device)).cpu().numpy()
+        return everyones.reshape(-1, self._configuration.samples_per_prompt)
+
+    def signal(self, everyones: NDArray[np.float64], step: int) -> Signal:
         """The advantages of a step.
 
         Args:
-            rewards: of this process's answers, those of a prompt together.
-            step: the training step, which decides k, and the seed of variants that draw.
+            everyones: the rewards of all processes, of shape (prompts, n).
+            step: the training step, which decides k, and with the run's seed what variants draw.
         """
-        n = self._configuration.samples_per_prompt
-        everyones = self._gathered(rewards).reshape(-1, n)
         advantages, statuses = self._asked(lambda client: self._transformed(client, everyones, step))
         mine = np.split(advantages, self._accelerator.num_processes)[self._accelerator.process_index]
+        k = self._method.k(step) or (everyones.shape[1] if self._method.variant == "tzsm" else 0)
         silent = int((statuses == GroupStatus.NO_SIGNAL).sum())
         device = self._accelerator.device
-        return Signal(
-            torch.tensor(mine.ravel(), dtype=torch.float32, device=device), everyones, self._method.k(step) or 0, silent
-        )
+        return Signal(torch.tensor(mine.ravel(), dtype=torch.float32, device=device), everyones, k, silent)
 
     def max_at_k(self, rewards: NDArray[np.float64], ks: Sequence[int]) -> list[tuple[float, float]]:
         """max@k (pass@k of rewards that are 0 or 1) of all prompts, and its standard error over prompts, for each k.
@@ -100,9 +103,6 @@ class Service(AbstractContextManager["Service"]):
         """
         estimates = self._asked(lambda client: [e.values for e in client.estimate(rewards, list(ks))])
         return [(float(v.mean()), float(v.std(ddof=1) / len(v) ** 0.5) if len(v) > 1 else 0.0) for v in estimates]
-
-    def _gathered(self, rewards: Sequence[float]) -> NDArray[np.float64]:
-        return gather(torch.tensor(rewards, dtype=torch.float64, device=self._accelerator.device)).cpu().numpy()  # type: ignore[no-any-return]
 
     def _asked(self, call: Any) -> Any:
         """What the main process's call returned, or raised, in every process."""
@@ -121,5 +121,6 @@ class Service(AbstractContextManager["Service"]):
     def _transformed(
         self, client: Client, rewards: NDArray[np.float64], step: int
     ) -> tuple[NDArray[np.float64], NDArray[Any]]:
-        result = client.transform_detailed(rewards, self._method.k(step), variant=self._method.variant, seed=step)
+        seed = (self._configuration.seed << 32) + step
+        result = client.transform_detailed(rewards, self._method.k(step), variant=self._method.variant, seed=seed)
         return result.advantages, result.group_statuses

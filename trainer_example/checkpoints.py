@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+log = logging.getLogger("trainer_example")
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -83,10 +85,13 @@ class Checkpoints:
         """
         newest = next(reversed(self._all()), None)
         if newest is None:
+            if resume:
+                log.info("there is no checkpoint in %s yet: starting at step 0", self.folder)
             return
         if not resume:
             raise FileExistsError(f"{self.folder} holds checkpoints: --resume true goes on; or name another --run_dir")
         self.accelerator.load_state(str(newest))
+        log.info("going on from %s", newest)
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name))

@@ -7,12 +7,18 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
 CONFIGURATION_FILE = "configuration.yaml"
+# What a resumed run may be told otherwise: none of it moves the policy elsewhere.
+MAY_CHANGE = {
+    *("server", "server_timeout", "on_outage", "run_dir", "run_id", "resume", "steps", "sample_batch", "micro_batch"),
+    *("gradient_checkpointing", "warm_start_dir", "evaluate_every", "evaluation_prompts", "evaluation_samples"),
+    *("checkpoint_every", "keep_checkpoints", "metrics_host", "metrics_port", "tensorboard"),
+}
 
 
 def _option(default: Any, help: str) -> Any:
@@ -54,7 +60,7 @@ class Configuration:
         0.2, "clip: how far the probability of a token may move, as a ratio, before it counts no more"
     )
     learning_rate: float = _option(2e-4, "of Adam")
-    warmup_steps: int = _option(0, "steps over which the learning rate rises from 0")
+    warmup_steps: int = _option(0, "optimiser steps over which the learning rate rises from 0")
     max_grad_norm: float = _option(1.0, "gradients are scaled down to this norm")
 
     # How the model fits.
@@ -82,8 +88,19 @@ class Configuration:
     tensorboard: bool = _option(True, "write TensorBoard's files into run_dir")
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts_per_step", "samples_per_prompt", "epochs", "minibatches", "sample_batch",
-                     "micro_batch", "evaluation_samples", "keep_checkpoints"):  # fmt: skip
+        for name, kind in get_type_hints(type(self)).items():
+            value, choices = getattr(self, name), get_args(kind)
+            if choices and value not in choices:
+                raise ValueError(f"{name}: is {value!r}; must be one of {', '.join(choices)}")
+            if not choices and not isinstance(value, (int, float) if kind is float else kind):
+                raise ValueError(f"{name}: is {value!r}; must be of type {kind.__name__}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate: is {self.learning_rate}; must be above 0")
+        at_least_one = (
+            *("steps", "prompts_per_step", "samples_per_prompt", "epochs", "minibatches", "sample_batch"),
+            *("micro_batch", "evaluation_prompts", "evaluation_samples", "keep_checkpoints"),
+        )
+        for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: is {getattr(self, name)}; must be at least 1")
         if not self.temperature > 0:
@@ -102,6 +119,17 @@ class Configuration:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
 
+    def check_resumes(self) -> None:
+        """Raises ValueError where it says something else than what its run directory was started with."""
+        path = Path(self.run_dir) / CONFIGURATION_FILE
+        was = yaml.safe_load(path.read_text()) if path.exists() else {}
+        other = [f"{name} was {value!r}" for name, value in was.items()
+                 if name not in MAY_CHANGE and getattr(self, name, value) != value]  # fmt: skip
+        if other:
+            raise ValueError(
+                f"resume: the run was started otherwise: {', '.join(other)}; --config {path} says the same"
+            )
+
 
 def configuration_of(arguments: Sequence[str]) -> Configuration:
     """The configuration that command-line arguments say: flags, over the YAML file of --config, over the defaults."""
@@ -114,7 +142,10 @@ def configuration_of(arguments: Sequence[str]) -> Configuration:
         description="RL on pass@k. --config FILE reads options from YAML; flags override it.",
     )
     if known.config is not None:
-        said = yaml.safe_load(Path(known.config).read_text()) or {}
+        try:
+            said = yaml.safe_load(Path(known.config).read_text()) or {}
+        except OSError as error:
+            parser.error(f"--config: {error}")
         unknown = set(said) - {option.name for option in dataclasses.fields(Configuration)}
         if unknown:
             parser.error(f"{known.config}: no such option: {', '.join(sorted(unknown))}")

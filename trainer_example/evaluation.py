@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather
 from numpy.typing import NDArray
+from torch import Tensor
 
 from trainer_example.advantages import Service
 from trainer_example.configuration import Configuration
@@ -65,7 +66,8 @@ class Evaluation:
         measured["reward"] = float(everyones[..., 0].mean())
         measured["solved"] = float(solved.any(1).mean())
         measured["diversity"] = float(everyones[:, 0, 2].mean())
-        measured["entropy"] = mean_entropy(self.accelerator, rollouts)
+        counts = torch.tensor(np.repeat(counted, n), device=device)
+        measured["entropy"] = mean_entropy(self.accelerator, rollouts, counts)
         return measured
 
     def _of_k(self, name: str, rewards: NDArray[np.float64]) -> dict[str, float]:
@@ -97,8 +99,9 @@ def distinct(texts: Sequence[str], n: int) -> NDArray[np.float64]:
     return np.array([len(set(texts[i : i + n])) / n for i in range(0, len(texts), n)])
 
 
-def mean_entropy(accelerator: Accelerator, rollouts: Rollouts) -> float:
-    """The entropy of a token, over all processes' answers, in nats."""
-    sums = torch.stack([(rollouts.entropies * rollouts.answer_mask).sum(), rollouts.answer_mask.sum()]).double()
+def mean_entropy(accelerator: Accelerator, rollouts: Rollouts, counts: Tensor) -> float:
+    """The entropy of a token, in nats, over all processes' answers whose `counts` is 1."""
+    counted = rollouts.answer_mask * counts[:, None]
+    sums = torch.stack([(rollouts.entropies * counted).sum(), counted.sum()]).double()
     total, tokens = accelerator.reduce(sums, "sum").tolist()
     return float(total / tokens)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pkpo_client import schedules
 from pkpo_client.schedules import Schedule
 
+WITHOUT_K = ("loo", "grpo", "tzsm")
 PUBLISHED_ENTROPY_COEFFICIENTS = (0.001, 0.005, 0.01, 0.05, 0.1)
 
 
@@ -38,7 +39,7 @@ def method_named(text: str) -> Method:
         tzsm               k = n
         entropy:0.01       LOO, and an entropy bonus with this coefficient (.001, .005, .01, .05 and .1 were published)
         VARIANT:8          any variant of the service, with a k or a schedule
-        VARIANT            those that take no k, or whose k is n: loo, grpo, tzsm
+        VARIANT            those that take no k, or whose k is n: loo, grpo and tzsm
 
     Whether there is such a variant, and takes such a k, the service says.
 
@@ -53,6 +54,8 @@ def method_named(text: str) -> Method:
             return Method("sloo_minus_one", schedules.step({0: 8, int(value): 1}))
         if name == "entropy":
             return Method("loo", None, float(value))
+        if colon and name in WITHOUT_K:
+            raise ValueError(f"{name} takes no k")
         return Method(name, schedules.from_string(value) if colon else None)
     except ValueError as error:
         raise ValueError(f"method: {text!r}: {error}") from error

@@ -69,7 +69,11 @@ class Metrics(AbstractContextManager["Metrics"]):
         self._answers = Counter("pkpo_trainer_answers", "Answers sampled to train on.", ["run"], registry=registry)
         self._server = None
         if written and configuration.metrics_port >= 0:
-            self._server = start_http_server(configuration.metrics_port, configuration.metrics_host, registry)
+            where = configuration.metrics_port, configuration.metrics_host
+            try:
+                self._server = start_http_server(*where, registry)
+            except OSError as error:
+                raise ValueError(f"metrics_port, metrics_host: cannot serve metrics at {where}: {error}") from error
         self.port = self._server[0].server_port if self._server else None
 
     def __exit__(
@@ -113,7 +117,9 @@ def _opened(path: Path, from_step: int) -> TextIO:
     """The file of metrics, to go on behind the records that are kept: an evaluation of this step comes again."""
     kept = [r for r in records(path) if r["step"] < from_step or (r["step"] == from_step and r["kind"] == "train")]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    rewritten = path.with_suffix(".rewritten")
+    rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    rewritten.replace(path)
     return path.open("a", buffering=1)
 
 

@@ -100,6 +100,8 @@ def trainable(policy: PreTrainedModel, configuration: Configuration) -> torch.nn
                 task_type="CAUSAL_LM",
             )
             model = get_peft_model(policy, adapters)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"model: {configuration.model} holds adapters on a frozen model; train new ones: --lora_rank")
     if configuration.gradient_checkpointing:
         policy.activation_checkpointing_enable({"use_reentrant": False})
     return model

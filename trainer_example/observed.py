@@ -109,7 +109,8 @@ def print_seen(address: str, run: str, start: float, end: float) -> None:
         series(address, query.format(run=run), start, end) for query in (TRAINER_STEP, SERVICE_TOTAL, SERVICE_RATE)
     )
     if not totals:
-        sys.exit("Prometheus saw no rewards of this run")
+        print("Prometheus saw no rewards of this run")
+        return
     times = sorted(totals)
     highest = max(rates.values(), default=0.0)
     print(f"\nthe run, as Prometheus at {address} saw it\n\n seconds    step     rewards  rewards/s")

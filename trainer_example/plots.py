@@ -1,7 +1,8 @@
-"""A run in pictures, and several runs side by side."""
+"""A run in pictures: `python -m trainer_example.plots RUN_DIR` draws those of a run that has not come to its end."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ def write_plots(run_dir: Path) -> list[Path]:
         figure, (over_steps, over_k) = plt.subplots(1, 2, figsize=(10, 4))
         ks = [k for k in EVALUATED_K if f"pass@{k}" in evaluated[0]]
         for k in ks:
-            _line(over_steps, evaluated, f"pass@{k}", str(k))
+            _line(over_steps, evaluated, f"pass@{k}", str(k), marker="o")
         over_steps.set(title="held-out prompts", xlabel="step", ylabel="pass@k")
-        over_steps.legend(title="k", ncols=2)
+        over_steps.legend(title="k", loc="center left", bbox_to_anchor=(1, 0.5))
         for record, name in (
             (evaluated[0], f"step {evaluated[0]['step']}"),
             (evaluated[-1], f"step {evaluated[-1]['step']}"),
@@ -54,7 +55,7 @@ def write_plots(run_dir: Path) -> list[Path]:
             for name in names:
                 _line(axis, trained, name, name.replace("_", " "))
             axis.set(xlabel="step", ylabel=label, ylim=(0, None))
-            axis.legend()
+            axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
         pictures["training"] = figure
 
         figure, axis = plt.subplots(figsize=(6, 4))
@@ -73,5 +74,9 @@ def write_plots(run_dir: Path) -> list[Path]:
     return paths
 
 
-def _line(axis: Axes, of: Sequence[dict[str, Any]], name: str, label: str) -> None:
-    axis.plot([record["step"] for record in of], [record[name] for record in of], label=label)
+def _line(axis: Axes, of: Sequence[dict[str, Any]], name: str, label: str, **style: Any) -> None:
+    axis.plot([record["step"] for record in of], [record[name] for record in of], label=label, **style)
+
+
+if __name__ == "__main__":
+    print(*write_plots(Path(sys.argv[1])), sep="\n")

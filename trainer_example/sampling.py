@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 
@@ -35,10 +36,6 @@ class Rollouts:
     answer_mask: Tensor
     entropies: Tensor
     texts: list[str]
-
-    def entropy(self) -> Tensor:
-        """The mean over the answers' tokens."""
-        return (self.entropies * self.answer_mask).sum() / self.answer_mask.sum()
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,9 @@ class Sampler:
         self.model.eval()
         with torch.no_grad():
             sampled = [self._answers(ids, mask, n, numbers) for ids, mask, numbers in parts]
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # the root keeps its weights together for a backward pass, which does not come
         answers, answer_mask, entropies = (_joined(columns) for columns in zip(*sampled, strict=True))
         shown = answers.masked_fill(answer_mask == 0, self.tokenizer.pad_token_id)
         return Rollouts(
@@ -108,13 +108,14 @@ class Sampler:
         logits = output.logits[:, -1].repeat_interleave(n, 0)
         mask = mask.repeat_interleave(n, 0)
         going = torch.ones(len(mask), dtype=mask.dtype, device=mask.device)
+        ends = self._ends(mask.device)
         tokens, valid, entropies = [], [], []
         for number in range(self.max_new_tokens):
             token, entropy = self._drawn(logits, uniforms[:, number])
             tokens.append(token)
             valid.append(going)
             entropies.append(entropy)
-            going = going * torch.isin(token, self._ends(token.device), invert=True)
+            going = going * torch.isin(token, ends, invert=True)
             if number + 1 == self.max_new_tokens or self.everywhere(not going.any()):
                 break
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
@@ -133,8 +134,9 @@ class Sampler:
         p = (logits.float() / self.temperature).softmax(-1)
         cumulative = p.cumsum(-1)
         # Of the sum as it came out, which rounding leaves a little off 1; and never a token of no probability.
-        token = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
-        return token.clamp(max=logits.shape[-1] - 1), torch.special.entr(p).sum(-1)
+        total = cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)[:, 0]
+        return torch.minimum(token, (cumulative < total).sum(-1)), torch.special.entr(p).sum(-1)
 
     def _ends(self, device: torch.device) -> Tensor:
         configured = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
@@ -169,7 +171,8 @@ def answer_log_probs(
         use_cache=False,
         logits_to_keep=answers.shape[1],
     )
-    logits = output.logits.float() / temperature
+    logits = output.logits.float()
+    logits = logits if temperature == 1.0 else logits / temperature  # a copy as large as the logits
     total = logits.logsumexp(-1)
     log_p = (logits.gather(-1, answers[..., None])[..., 0] - total) * answer_mask
     if not with_entropy:

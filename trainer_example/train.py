@@ -66,8 +66,8 @@ class Run:
                     figures = self.step()
                 except PkpoError as error:
                     path = self.checkpoints.save()
-                    message = f"step {self.progress.step}: {error}\n{path} is kept: --resume true goes on from there"
-                    raise Interrupted(message) from error
+                    kept = f"{path} is kept: --resume true goes on from there"
+                    raise Interrupted(f"step {self.progress.step}: {error}\n{kept}") from error
                 self.checkpoints.save_if_due(self.configuration.checkpoint_every, last)
                 bar.update()
                 bar.set_postfix(reward=f"{figures['reward']:.3f}", entropy=f"{figures['entropy']:.2f}")
@@ -86,11 +86,11 @@ class Run:
             uniforms = self.sampler.uniforms([self.configuration.seed, 1, step], len(numbers) * n)
             rollouts = self.sampler.rollouts([problem.prompt for problem in problems], n, self._mine(uniforms))
         with watch.of("reward"):
-            rewards = self.task.rewards(repeated(problems, n), rollouts.texts)
+            rewards = self.service.gathered(self.task.rewards(repeated(problems, n), rollouts.texts))
         with watch.of("service"):
             signal = self.service.signal(rewards, step)
         with watch.of("update"):
-            norm = self.update.step(rollouts, signal.advantages, [self.configuration.seed, step])
+            norm = self.update.step(rollouts, signal.advantages, [self.configuration.seed, 3, step])
 
         self.progress.step += 1
         self.progress.solved |= set(numbers[(signal.rewards >= 1.0).any(1)].tolist())
@@ -110,7 +110,7 @@ class Run:
             "solved_now": float((signal.rewards >= 1.0).any(1).mean()),
             "solved_in_training": len(self.progress.solved) / len(self.task.train),
             "groups_without_signal": signal.groups_without_signal / len(signal.rewards),
-            "entropy": mean_entropy(self.accelerator, rollouts),
+            "entropy": mean_entropy(self.accelerator, rollouts, torch.ones_like(signal.advantages)),
             "diversity": diversity,
             "answer_tokens": tokens,
         }
@@ -135,44 +135,48 @@ def train(configuration: Configuration) -> None:
     """
     accelerator = Accelerator()
     check_processes(configuration, accelerator.num_processes)
+    if configuration.resume:
+        configuration.check_resumes()
     main, run_dir = accelerator.is_main_process, Path(configuration.run_dir)
     method = method_named(configuration.method)
     task = task_named(configuration.task)
 
-    tokenizer = models.tokenizer_of(configuration, task)
-    with accelerator.main_process_first():
-        if models.has_random_weights(configuration.model):
-            policy = warm_started(configuration, task, tokenizer)
-        else:
-            policy = models.policy_of(configuration, len(tokenizer))
-    model = models.trainable(policy, configuration)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=configuration.learning_rate, betas=(0.9, 0.99))
-    schedule = get_constant_schedule_with_warmup(optimizer, configuration.warmup_steps)
-    # The schedule is not prepared: accelerate would step it once for each process.
-    model, optimizer = accelerator.prepare(model, optimizer)
-    progress = Progress()
-    accelerator.register_for_checkpointing(schedule, progress)
-    checkpoints = Checkpoints(run_dir / "checkpoints", accelerator, progress, configuration.keep_checkpoints)
-    checkpoints.start(configuration.resume)
-
-    sampler = Sampler(
-        accelerator.unwrap_model(model),
-        tokenizer,
-        configuration.max_new_tokens or task.max_new_tokens,
-        configuration.temperature,
-        configuration.sample_batch,
-        lambda true: everywhere(accelerator, true),
-    )
-    update = Update(model, optimizer, schedule, accelerator, configuration, method.entropy_coefficient)
     with Service(configuration, method, accelerator) as service:
-        service.check()
-        evaluation = Evaluation(task, sampler, service, accelerator, configuration)
+        service.check()  # first, because the rest takes long
+        tokenizer = models.tokenizer_of(configuration, task)
+        with accelerator.main_process_first():
+            if models.has_random_weights(configuration.model):
+                policy = warm_started(configuration, task, tokenizer)
+            else:
+                policy = models.policy_of(configuration, len(tokenizer))
+        model = models.trainable(policy, configuration)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=configuration.learning_rate, betas=(0.9, 0.99))
+        schedule = get_constant_schedule_with_warmup(optimizer, configuration.warmup_steps)
+        # The schedule is not prepared: accelerate would step it once for each process.
+        model, optimizer = accelerator.prepare(model, optimizer)
+        progress = Progress()
+        accelerator.register_for_checkpointing(schedule, progress)
+        checkpoints = Checkpoints(run_dir / "checkpoints", accelerator, progress, configuration.keep_checkpoints)
+        checkpoints.start(configuration.resume)
         if main:
             configuration.save()
+
+        sampler = Sampler(
+            accelerator.unwrap_model(model),
+            tokenizer,
+            configuration.max_new_tokens or task.max_new_tokens,
+            configuration.temperature,
+            configuration.sample_batch,
+            lambda true: everywhere(accelerator, true),
+        )
+        update = Update(model, optimizer, schedule, accelerator, configuration, method.entropy_coefficient)
+        evaluation = Evaluation(task, sampler, service, accelerator, configuration)
         with Metrics(configuration, progress.step, written=main) as metrics:
-            Run(configuration, accelerator, task, sampler, service, update, evaluation, progress, checkpoints,
-                metrics).loop()  # fmt: skip
+            run = Run(
+                configuration, accelerator, task, sampler, service, update, evaluation, progress, checkpoints, metrics
+            )
+            run.loop()
 
     weights = accelerator.get_state_dict(model)
     if main:

@@ -26,8 +26,9 @@ class Update:
         loss = -(1/P) sum_i A_i sum_t log p(token_it)  -  entropy_coefficient * mean_it entropy_it
 
     The clipped objective puts min(r A_i, clip(r, 1 - c, 1 + c) A_i) in the place of A_i log p, where r is the ratio of
-    the token's probability now to the one it was sampled with. Answers whose advantage is 0 are left out, which changes
-    nothing: they have no gradient, unless there is an entropy bonus.
+    the token's probability now to the one it was sampled with. Where a batch is gone through once, r is 1, and both
+    have the same gradient. Answers whose advantage is 0 are left out, which changes nothing: they have no gradient,
+    unless there is an entropy bonus.
     """
 
     model: torch.nn.Module
@@ -48,7 +49,8 @@ class Update:
         configuration, norm = self.configuration, 0.0
         groups = len(advantages) // configuration.samples_per_prompt
         generator = np.random.default_rng(seed)
-        old = self._log_probs_before(rollouts) if configuration.objective == "clip" else None
+        again = configuration.epochs * configuration.minibatches > 1
+        old = self._log_probs_before(rollouts) if configuration.objective == "clip" and again else None
         self.model.train()
         for _ in range(configuration.epochs):
             for chosen in np.array_split(generator.permutation(groups), configuration.minibatches):

@@ -26,7 +26,8 @@ def warm_started(configuration: Configuration, task: Task, tokenizer: PreTrained
     steps = task.warm_start_steps if configuration.warm_start_steps < 0 else configuration.warm_start_steps
     if steps == 0:
         return policy_of(configuration, len(tokenizer))
-    about = [configuration.model, configuration.task, configuration.model_seed, steps, configuration.dtype]
+    about = [configuration.model, configuration.task, configuration.model_seed, steps, configuration.dtype,
+             LEARNING_RATE, BATCH]  # fmt: skip
     name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     kept = Path(configuration.warm_start_dir) / name
     if not (kept / "config.json").exists():

@@ -6,6 +6,7 @@ A name may carry options, as `rules:hard=true,seed=3`: keyword arguments of the 
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 import yaml
@@ -37,10 +38,17 @@ def task_named(text: str) -> Task:
     module, _, noun = TASKS[name].partition(":")
     kind = getattr(importlib.import_module(module), noun)
     positional, named = _arguments(options)
+    taken = inspect.signature(kind).parameters
+    for option, value in named.items():
+        default = taken[option].default if option in taken else None
+        if option not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            raise ValueError(f"task: {name} has no option {option!r}; it has {', '.join(taken)}")
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError(f"task: {option} is {value!r}; must be true or false")
     try:
         task: Task = kind(*positional, **named)
     except TypeError as error:
-        raise ValueError(f"task: {name!r} does not take {options!r}: {error}") from error
+        raise ValueError(f"task: {name} does not take {options!r}: {error}") from error
     return task
 
 

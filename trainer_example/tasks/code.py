@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from trainer_example.tasks.sandbox import Limits, shares_passed
 from trainer_example.tasks.task import Problem, Task
 
 INSTRUCTION = "Answer with Python code alone, in one ```python block."
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"\s*```")
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,49 @@ class MbppToHumanEval(Task):
 
 
 def program(checks: Checks, answer: str) -> str:
-    """The code of an answer (its last block, or all of it), behind what it may take for granted."""
-    blocks = _BLOCK.findall(answer)
-    code = blocks[-1] if blocks else answer
-    if checks.head and not re.search(rf"^def {re.escape(checks.entry_point)}\b", code, re.MULTILINE):
-        code = checks.head + code
-    return f"{checks.setup}\n{code}\n"
+    """The code of an answer, behind what it may take for granted.
+
+    That is the last of its blocks that defines what is asked for, or else the last that is Python at all, or the whole
+    answer. Of a function whose head was given, a continuation is enough.
+    """
+    blocks = [textwrap.dedent(block) for block in _blocks(answer)] or [answer]
+    written = [block for block in blocks if _defines(block, checks.entry_point)]
+    if written:
+        # The head also holds imports and helpers, which the answer need not repeat.
+        head = f"{checks.head}    pass\n" if checks.head else ""
+        return f"{checks.setup}\n{head}{written[-1]}\n"
+    continued = _blocks(answer) or [answer]
+    python = [block for block in continued if _is_python(checks.head + block)]
+    return f"{checks.setup}\n{checks.head}{(python or continued)[-1]}\n"
+
+
+def _blocks(answer: str) -> list[str]:
+    """What stands between fences, the last of which may be missing."""
+    blocks: list[list[str]] = []
+    inside = False
+    for line in answer.splitlines():
+        if _FENCE.match(line):
+            inside = not inside
+            blocks += [[]] if inside else []
+        elif inside:
+            blocks[-1].append(line)
+    return ["\n".join(lines) + "\n" for lines in blocks]
+
+
+def _defines(source: str, entry_point: str) -> bool:
+    """Whether it is Python, and defines the function; any, where none is named."""
+    if not _is_python(source):
+        return False
+    names = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return entry_point in names if entry_point else bool(names)
+
+
+def _is_python(source: str) -> bool:
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError):
+        return False
+    return True
 
 
 def _of_mbpp(row: dict[str, Any]) -> Problem:
@@ -87,15 +125,18 @@ def _of_humaneval(row: dict[str, Any]) -> Problem:
 def separate_tests(source: str, entry_point: str) -> tuple[str, ...]:
     """HumanEval's one `check(candidate)` as a test for each statement that asserts something.
 
-    What the others do (make inputs, say) is repeated in front of each.
+    What the others do (make inputs, say) is repeated in front of each. Asserting a constant asserts nothing.
     """
     module = ast.parse(source)
     check = next(node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "check")
     body = check.body
-    asserting = [any(isinstance(node, ast.Assert) for node in ast.walk(statement)) for statement in body]
+    asserting = [
+        any(isinstance(node, ast.Assert) and not isinstance(node.test, ast.Constant) for node in ast.walk(statement))
+        for statement in body
+    ]
     tests = []
     for number, asserts in enumerate(asserting):
         if asserts:
             check.body = [s for s, other in zip(body[:number], asserting, strict=False) if not other] + [body[number]]
             tests.append(f"{ast.unparse(module)}\ncheck({entry_point})\n")
-    return tuple(tests)
+    return tuple(tests) or (f"{source}\ncheck({entry_point})\n",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import ctypes
 import json
@@ -14,55 +13,85 @@ import signal
 import struct
 import sys
 import sysconfig
+import types
 
 from landlock import FSAccess, LandlockError, Ruleset
 
 _SECCOMP_MODE_FILTER, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 2, 22, 38
 _ALLOW, _KILL, _EPERM = 0x7FFF0000, 0x80000000, 0x00050001
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}  # the audit number, and the column below
-# Sockets; programs and processes; signals to and tracing of others; and ways out: limits, mounts, namespaces, keys,
-# kernel programs, and io_uring, which this filter does not see into.
-_FORBIDDEN = {
-    "socket": (41, 198),
-    "socketpair": (53, 199),
-    "bind": (49, 200),
-    "listen": (50, 201),
-    "connect": (42, 203),
-    "fork": (57, None),
-    "vfork": (58, None),
-    "clone": (56, 220),
-    "clone3": (435, 435),
-    "execve": (59, 221),
-    "execveat": (322, 281),
-    "kill": (62, 129),
-    "tkill": (200, 130),
-    "tgkill": (234, 131),
-    "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240),
-    "pidfd_open": (434, 434),
-    "pidfd_getfd": (438, 438),
-    "pidfd_send_signal": (424, 424),
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "setrlimit": (160, 164),
-    "prlimit64": (302, 261),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "chroot": (161, 51),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "memfd_create": (319, 279),
-    "io_uring_setup": (425, 425),
-    "io_uring_enter": (426, 426),
-    "io_uring_register": (427, 427),
+# All that a program may ask of the kernel: to use its memory, its time and what is open, and to open what Landlock
+# lets it. No sockets, programs, processes, threads, signals, owners, modes, limits, priorities or shared memory.
+_ALLOWED = {
+    "read": (0, 63),
+    "write": (1, 64),
+    "open": (2, None),
+    "openat": (257, 56),
+    "close": (3, 57),
+    "readv": (19, 65),
+    "writev": (20, 66),
+    "pread64": (17, 67),
+    "lseek": (8, 62),
+    "dup": (32, 23),
+    "dup2": (33, None),
+    "dup3": (292, 24),
+    "stat": (4, None),
+    "lstat": (6, None),
+    "fstat": (5, 80),
+    "newfstatat": (262, 79),
+    "statx": (332, 291),
+    "access": (21, None),
+    "faccessat": (269, 48),
+    "faccessat2": (439, 439),
+    "readlink": (89, None),
+    "readlinkat": (267, 78),
+    "getdents64": (217, 61),
+    "getcwd": (79, 17),
+    "mmap": (9, 222),
+    "mprotect": (10, 226),
+    "munmap": (11, 215),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "brk": (12, 214),
+    "futex": (202, 98),
+    "set_robust_list": (273, 99),
+    "rseq": (334, 293),
+    "membarrier": (324, 283),
+    "arch_prctl": (158, None),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "sigaltstack": (131, 132),
+    "getitimer": (36, 102),
+    "setitimer": (38, 103),
+    "alarm": (37, None),
+    "nanosleep": (35, 101),
+    "clock_nanosleep": (230, 115),
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "gettimeofday": (96, 169),
+    "times": (100, 153),
+    "poll": (7, None),
+    "ppoll": (271, 73),
+    "select": (23, None),
+    "pselect6": (270, 72),
+    "sched_yield": (24, 124),
+    "sched_getaffinity": (204, 123),
+    "getpid": (39, 172),
+    "gettid": (186, 178),
+    "getuid": (102, 174),
+    "geteuid": (107, 175),
+    "getgid": (104, 176),
+    "getegid": (108, 177),
+    "uname": (63, 160),
+    "sysinfo": (99, 179),
+    "getrusage": (98, 165),
+    "getrandom": (318, 278),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
 }
-_X32 = 0x40000000  # the other numbers that an x86-64 kernel may answer to
+# Of fcntl, what does not send signals or change what others see: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC.
+_FCNTL, _FCNTL_COMMANDS = (72, 25), (0, 1, 2, 3, 1030)
 
 
 def limit(limits: dict[str, float]) -> None:
@@ -85,24 +114,26 @@ def shut_files() -> None:
 
 
 def shut_calls() -> None:
-    """No network, no other programs or processes."""
+    """Only the calls above reach the kernel; the others fail with EPERM."""
     architecture, column = _ARCHITECTURES[platform.machine()]
 
+    def instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+        return struct.pack("HBBI", code, if_true, if_false, value)
+
     def load(offset: int) -> bytes:
-        return struct.pack("HBBI", 0x20, 0, 0, offset)
+        return instruction(0x20, offset)
 
-    def unless_equal(value: int, skip: int) -> bytes:
-        return struct.pack("HBBI", 0x15, 0, skip, value)
+    def where_equal(value: int, action: int) -> bytes:
+        return instruction(0x15, value, 0, 1) + instruction(0x06, action)
 
-    def answer(action: int) -> bytes:
-        return struct.pack("HBBI", 0x06, 0, 0, action)
-
-    program = load(4) + unless_equal(architecture, 1) + struct.pack("HBBI", 0x05, 0, 0, 1) + answer(_KILL)
-    program += load(0) + struct.pack("HBBI", 0x35, 0, 1, _X32) + answer(_EPERM)  # 0x35: greater or equal
-    for numbers in _FORBIDDEN.values():
+    program = load(4) + instruction(0x15, architecture, 1, 0) + instruction(0x06, _KILL) + load(0)
+    for numbers in _ALLOWED.values():
         if (number := numbers[column]) is not None:
-            program += unless_equal(number, 1) + answer(_EPERM)
-    program += answer(_ALLOW)
+            program += where_equal(number, _ALLOW)
+    commands = load(24) + b"".join(where_equal(command, _ALLOW) for command in _FCNTL_COMMANDS)
+    program += instruction(0x15, _FCNTL[column], 0, len(commands) // 8) + commands
+    program += instruction(0x06, _EPERM)
+
     buffer = ctypes.create_string_buffer(program, len(program))
     header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer)))
     prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -123,6 +154,7 @@ def _time_is_up(signum: int, frame: object) -> None:
 def main() -> None:
     report = int(sys.argv[1])
     order = json.load(sys.stdin)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         limit(order["limits"])
         shut_files()
@@ -130,14 +162,17 @@ def main() -> None:
     except (LandlockError, OSError, KeyError) as error:
         sys.exit(f"the sandbox needs Linux 5.13 or newer with Landlock and seccomp, on x86-64 or arm64: {error!r}")
     os.write(report, b"ready\n")
+    os.dup2(nowhere, 2)
 
-    names = {"__name__": "program", "__builtins__": builtins}
-    exec(compile(order["program"], "program", "exec"), names)
+    # A module of its own, where dataclasses and the like look for it; without this file's future imports.
+    module = types.ModuleType("program")
+    sys.modules["program"] = module
+    exec(compile(order["program"], "program", "exec", dont_inherit=True), module.__dict__)
     signal.signal(signal.SIGALRM, _time_is_up)
     for number, test in enumerate(order["tests"]):
         signal.setitimer(signal.ITIMER_REAL, order["limits"]["test_seconds"])
         with contextlib.suppress(Exception, TestTimeout):
-            exec(compile(test, "test", "exec"), dict(names))
+            exec(compile(test, "test", "exec", dont_inherit=True), dict(module.__dict__))
             os.write(report, f"{order['nonce']} {number}\n".encode())
         signal.setitimer(signal.ITIMER_REAL, 0)
 

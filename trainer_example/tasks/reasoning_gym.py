@@ -55,12 +55,17 @@ class ReasoningGym(Task):
     def reward(self, problem: Problem, answer: str) -> float:
         """The generator's own score."""
         extracted = reasoning_gym.utils.extract_answer(answer) if self._instruct else answer.strip()
-        return float(self._generator.score_answer(extracted, problem.reference))
+        try:
+            return float(self._generator.score_answer(extracted, problem.reference))
+        except ValueError:  # some scorers convert what they were given, and it was no number
+            return 0.0
 
     def demonstrations(self, generator: np.random.Generator, count: int) -> list[tuple[str, str]]:
         """Fresh problems with the generator's own answers."""
         entries = reasoning_gym.create_dataset(
             self._name, seed=int(generator.integers(2**31)), size=count, **self._options
         )
+        if any(entry["answer"] is None for entry in entries):
+            raise ValueError(f"warm_start_steps: must be 0: {self._name} of reasoning-gym says no answers")
         answer = "<answer>{}</answer>" if self._instruct else "{}"
         return [(self._problem(entry).prompt, answer.format(entry["answer"])) for entry in entries]

@@ -92,7 +92,7 @@ class Configuration:
             value, choices = getattr(self, name), get_args(kind)
             if choices and value not in choices:
                 raise ValueError(f"{name}: is {value!r}; must be one of {', '.join(choices)}")
-            if not choices and not isinstance(value, (int, float) if kind is float else kind):
+            if not choices and type(value) not in ((int, float) if kind is float else (kind,)):
                 raise ValueError(f"{name}: is {value!r}; must be of type {kind.__name__}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate: is {self.learning_rate}; must be above 0")

@@ -37,7 +37,7 @@ def main() -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(drawer.model, mesh=mesh)
     assert all(isinstance(parameter, DTensor) for parameter in drawer.model.parameters())
-    update = update_of(drawer.model, accelerator, 0.5)  # before sampling, which leaves the root's weights together
+    update = update_of(drawer.model, accelerator, 0.5)
 
     mine = slice(2 * accelerator.process_index, 2 * accelerator.process_index + 2)
     uniforms = drawer.uniforms([1], len(PROMPTS) * N)
@@ -47,6 +47,8 @@ def main() -> None:
     everything = alone.rollouts(PROMPTS, N, uniforms)
     rows = slice(mine.start * N, mine.stop * N)
     assert rollouts.texts == everything.texts[rows], (rollouts.texts, everything.texts[rows])
+
+    assert all(isinstance(parameter, DTensor) for parameter in drawer.model.parameters())  # to be saved, say
 
     advantages = torch.randn(len(PROMPTS) * N, generator=torch.Generator().manual_seed(0))
     advantages[: 2 * N - 2] = 0.0  # the first process has one pass to make, the second three

@@ -55,6 +55,25 @@ def test_what_is_not_possible_is_refused(
     assert message in capsys.readouterr().err + str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("objective: clipp", "objective: is 'clipp'; must be one of reinforce, clip"),
+        ("on_outage: locl", "on_outage: is 'locl'; must be one of stop, local"),
+        ("learning_rate: fast", "learning_rate: invalid float value: 'fast'"),
+        ("steps: true", "steps: is True; must be of type int"),
+        ("evaluation_prompts: 0", "evaluation_prompts: is 0; must be at least 1"),
+    ],
+)
+def test_a_file_is_held_to_the_same(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        configuration_of(["--config", str(tmp_path / "run.yaml")])
+    assert message in capsys.readouterr().err
+
+
 def test_an_unknown_option_of_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.yaml").write_text("stepz: 7\n")
     with pytest.raises(SystemExit):

@@ -31,7 +31,7 @@ def test_names(text: str, method: Method) -> None:
     assert method_named(text) == method
 
 
-@pytest.mark.parametrize("text", ["k:", "k:0", "k:many", "anneal:soon", "entropy:", "s:1@x"])
+@pytest.mark.parametrize("text", ["k:", "k:0", "k:many", "anneal:soon", "entropy:", "s:1@x", "loo:8", "tzsm:8"])
 def test_what_is_none_is_refused_by_name(text: str) -> None:
     with pytest.raises(ValueError, match=f"method: '{text}'"):
         method_named(text)
@@ -48,14 +48,14 @@ def test_every_variant_of_the_service_trains(server: LiveServer, tiny: dict[str,
             configuration = Configuration(**{**tiny, "samples_per_prompt": 16, "method": text})  # type: ignore[arg-type]
             with Service(configuration, method_named(text), Accelerator(cpu=True)) as service:
                 service.check()
-                signal = service.signal(rewards.ravel().tolist(), step=3)
+                signal = service.signal(rewards, step=3)
             k = None if variant in ("loo", "grpo", "tzsm") else 8
             wanted = local.transform(rewards, k, variant=variant, scale="sum", seed=3)
             np.testing.assert_array_equal(signal.advantages.numpy().reshape(4, 16), wanted.astype(np.float32))
 
 
 def test_k_1_is_leave_one_out(tiny: dict[str, object]) -> None:
-    rewards = [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0] * 2
+    rewards = np.array([[1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]] * 2)
     configuration = Configuration(**tiny)  # type: ignore[arg-type]
     of = []
     for text in ("k:1", "loo", "entropy:0.01"):
@@ -78,6 +78,6 @@ def test_what_the_service_would_refuse_is_refused_before_the_first_step(text: st
 def test_groups_without_signal_are_counted(tiny: dict[str, object]) -> None:
     configuration = Configuration(**tiny)  # type: ignore[arg-type]
     with Service(configuration, method_named("k:2"), Accelerator(cpu=True)) as service:
-        signal = service.signal([1.0] * 8 + [0.0] * 8 + [1.0] + [0.0] * 7, step=0)
+        signal = service.signal(np.array([[1.0] * 8, [0.0] * 8, [1.0] + [0.0] * 7]), step=0)
     assert signal.groups_without_signal == 2
     assert signal.k == 2

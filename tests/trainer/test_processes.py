@@ -15,7 +15,7 @@ from live_server import LiveServer, sample_key
 from trainer_example.configuration import Configuration
 from trainer_example.train import train
 
-from .conftest import ROOT, finished, trained
+from .conftest import ROOT, finished, recorded
 
 ACCELERATE = str(Path(sys.executable).with_name("accelerate"))
 TWO_PROCESSES = [
@@ -43,7 +43,7 @@ def test_two_processes_do_what_one_does(
     train(Configuration(**one))
     finished(two, *TWO_PROCESSES)
 
-    alone, together = trained(one["run_dir"]), trained(two["run_dir"])
+    alone, together = recorded(one["run_dir"]), recorded(two["run_dir"])
     for one_step, two_steps in zip(alone, together, strict=True):
         del one_step["kind"], two_steps["kind"]
         assert one_step == pytest.approx(two_steps, rel=2e-4, abs=1e-6)

@@ -71,9 +71,9 @@ def test_killed_at_any_time_it_goes_on_from_the_newest_checkpoint(whole: dict[st
 
 
 class Cut:
-    """Stops the server while a run is at its third step, and says when that was."""
+    """Kills the server when rewards are asked for the `at_call`-th time: an evaluation, three steps, and so on."""
 
-    def __init__(self, server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, server: LiveServer, monkeypatch: pytest.MonkeyPatch, at_call: int) -> None:
         from trainer_example.tasks.rules import Rules
 
         self.calls = 0
@@ -81,7 +81,7 @@ class Cut:
 
         def rewards(task: Any, *arguments: Any) -> list[float]:
             self.calls += 1
-            if self.calls == 4:  # the first is of the evaluation
+            if self.calls == at_call:
                 os.kill(server.process.pid, signal.SIGKILL)
                 server.process.wait()
             return original(task, *arguments)
@@ -89,17 +89,18 @@ class Cut:
         monkeypatch.setattr(Rules, "rewards", rewards)
 
 
+@pytest.mark.parametrize(("at_call", "steps_done"), [(4, 2), (5, 3)], ids=["in a step", "in an evaluation"])
 def test_without_the_service_it_stops_and_can_be_resumed(
-    whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at_call: int, steps_done: int, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with LiveServer() as server:
         options = {**whole, "run_dir": str(tmp_path / "stopped"), "server": server.address}
-        Cut(server, monkeypatch)
+        Cut(server, monkeypatch, at_call)
         start = time.monotonic()
         with pytest.raises(Interrupted, match="--resume true goes on from there"):
             train(Configuration(**options))
         assert time.monotonic() - start < 120
-    assert [record["step"] for record in trained(options["run_dir"])] == [1, 2]
+    assert [record["step"] for record in trained(options["run_dir"])] == list(range(1, steps_done + 1))
     monkeypatch.undo()
     train(Configuration(**{**options, "server": whole["server"], "resume": True}))
     assert_same_run(options["run_dir"], whole["run_dir"])
@@ -110,13 +111,18 @@ def test_without_the_service_it_goes_on_by_itself_where_it_may(
 ) -> None:
     with LiveServer() as server:
         options = {**whole, "run_dir": str(tmp_path / "local"), "server": server.address, "on_outage": "local"}
-        Cut(server, monkeypatch)
+        Cut(server, monkeypatch, at_call=4)
         train(Configuration(**options))
     assert_same_run(options["run_dir"], whole["run_dir"])
 
 
+def test_a_run_is_not_resumed_as_another(whole: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="resume: the run was started otherwise: method was 'k:8'"):
+        train(Configuration(**{**whole, "resume": True, "method": "tzsm"}))
+
+
 def test_a_server_that_is_not_there_is_said_before_anything_is_trained(tiny: dict[str, Any]) -> None:
-    said = finished({**tiny, "server": "127.0.0.1:1"}, status=1)
+    said = finished({**tiny, "server": "127.0.0.1:1", "server_timeout": 2}, status=75)
     assert "127.0.0.1:1" in said
     assert "Traceback" not in said
 

@@ -180,6 +180,7 @@ class TestObserved:
         )  # fmt: skip
         assert done.returncode == 1
         assert "k[0]: is 9" in done.stderr
+        assert "metrics, plots and the model are in" in done.stdout
 
 
 def test_a_record_that_was_cut_off_does_not_count(tmp_path: Path) -> None:

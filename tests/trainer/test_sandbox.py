@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +11,13 @@ import pytest
 
 from trainer_example.tasks.sandbox import Limits, SandboxUnavailable, share_passed, shares_passed
 
+# How an attempt fails where the kernel's answer is not what Python raises.
+REFUSALS = {
+    "import urllib.request; urllib.request.urlopen('http://127.0.0.1')": "OSError",
+    "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))": "(PermissionError, ValueError)",
+    "bytearray(1 << 30)": "MemoryError",
+    "import threading; threading.Thread(target=print).start()": "RuntimeError",
+}
 SQUARES = ["assert f(2) == 4", "assert f(3) == 9", "assert f(4) == 16", "assert f(5) == 26"]
 
 
@@ -36,11 +44,27 @@ def test_what_programs_usually_import_is_there() -> None:
         "import subprocess; subprocess.run(['true'])",
         "import os; os.execv('/bin/true', ['true'])",
         "import os; os.kill(os.getppid(), 0)",
+        "import fcntl; r, w = os.pipe(); fcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())",
+        "import fcntl; fcntl.fcntl(1, 10, 9)",
+        "os.chmod('/tmp', 0o777)",
+        "os.chown('/tmp', 0, 0)",
+        "os.utime('/tmp')",
+        "os.setxattr('/tmp', 'user.pkpo', b'1')",
+        "os.setuid(os.getuid())",
+        "os.setpriority(os.PRIO_PROCESS, os.getppid(), 1)",
+        "os.nice(1)",
+        "os.sched_setaffinity(os.getppid(), {0})",
+        "import ctypes; assert ctypes.CDLL(None).shmget(0, 4096, 0o1600) >= 0",
+        "import ctypes; assert ctypes.CDLL(None).sethostname(b'vm', 2) == 0",
+        "import ctypes; assert ctypes.CDLL(None).userfaultfd(0) >= 0",
+        "os.memfd_create('x')",
+        "os.mkfifo('/tmp/pkpo-sandbox-test')",
+        "os.symlink('/etc/passwd', '/tmp/pkpo-sandbox-test')",
         "open('/etc/passwd')",
         "open('/proc/self/environ')",
         "import os; os.listdir('/')",
         "open('/tmp/pkpo-sandbox-test', 'w')",
-        "import os; os.remove('/tmp/pkpo-sandbox-test')",
+        "os.remove('/tmp/pkpo-sandbox-victim')",
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))",
         "import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0",
         "bytearray(1 << 30)",
@@ -48,20 +72,36 @@ def test_what_programs_usually_import_is_there() -> None:
     ],
 )
 def test_what_is_not_allowed_fails(attempt: str) -> None:
-    # The test passes only if the attempt raises what a refusal looks like.
-    refused = "(PermissionError, OSError, MemoryError, RuntimeError, ValueError, AssertionError)"
-    program = (
-        f"def refused():\n    try:\n        {attempt}\n    except {refused}:\n        return True\n    return False\n"
-    )
-    assert share_passed(program, ["assert refused()"]) == 1.0
+    refusal = "(AssertionError, AttributeError)" if "ctypes" in attempt else REFUSALS.get(attempt, "PermissionError")
+    lines = ["import os", "def refused():", "    try:", f"        {attempt}", f"    except {refusal}:",
+             "        return True", "    return False"]  # fmt: skip
+    victim = Path("/tmp/pkpo-sandbox-victim")
+    victim.write_text("")
+    try:
+        assert share_passed("\n".join(lines), ["assert refused()"]) == 1.0
+        assert victim.exists()
+    finally:
+        victim.unlink()
     assert not Path("/tmp/pkpo-sandbox-test").exists()
 
 
-def test_the_attempts_are_possible_outside() -> None:
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "socket.socket().close()",
+        "os.waitpid(os.fork() or os._exit(0), 0)",
+        "os.kill(os.getppid(), 0)",
+        "open('/etc/passwd').close()",
+        "os.listdir('/')",
+        "os.utime('.')",
+        "os.setuid(os.getuid())",
+        "fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid())",
+        "os.close(os.memfd_create('x'))",
+    ],
+)
+def test_the_same_is_possible_outside(attempt: str, tmp_path: Path) -> None:
     """Else the test before this one could not fail."""
-    (Path("/tmp") / f"pkpo-sandbox-{os.getpid()}").write_text("")
-    (Path("/tmp") / f"pkpo-sandbox-{os.getpid()}").unlink()
-    assert Path("/etc/passwd").read_text()
+    subprocess.run([sys.executable, "-c", f"import fcntl, os, socket\n{attempt}"], cwd=tmp_path, check=True)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +135,26 @@ def f(x):
     start = time.monotonic()
     assert share_passed(stubborn, SQUARES, Limits(seconds=2, test_seconds=0.5)) == 0.25
     assert time.monotonic() - start < 60
+
+
+def test_a_program_that_writes_without_end_is_not_listened_to() -> None:
+    flood = """
+import os
+while True:
+    for fd in range(3, 32):
+        try: os.write(fd, b'x' * 65536)
+        except OSError: pass
+"""
+    start = time.monotonic()
+    assert share_passed(flood, SQUARES, Limits(seconds=60)) == 0.0
+    assert time.monotonic() - start < 50
+
+
+def test_a_program_has_a_module_of_its_own() -> None:
+    right = "import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: int\ndef f(x): return A(x).x ** 2"
+    assert share_passed(right, SQUARES[:3]) == 1.0
+    assert share_passed("def f(x: List[int]): return x * x", SQUARES[:3]) == 0.0
+    assert share_passed("import sys\ndef f(x): print('x' * 10**6, file=sys.stderr); return x * x", SQUARES[:3]) == 1.0
 
 
 def test_lines_that_a_program_makes_up_do_not_count() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from trainer_example.tasks import TASKS, Task, task_named
 from trainer_example.tasks.arc import last_grid
-from trainer_example.tasks.code import separate_tests
+from trainer_example.tasks.code import Checks, program, separate_tests
 from trainer_example.tasks.rules import COMPOSED, RULES, SIMPLE
 
 
@@ -223,6 +224,28 @@ class TestCode:
         assert task.reward(problem, "```python\ndef add_one(x):\n    return x + 1\n```") == 1.0
         assert task.reward(problem, "    return x + 1 if x < 5 else 0\n") == 0.5
 
+    def test_what_the_head_brings_is_there_for_those_who_write_it_anew(self) -> None:
+        checks = Checks("", (), 'import math\ndef f(x):\n    """ Up. """\n', "f")
+        names: dict[str, Any] = {}
+        exec(program(checks, "```python\ndef f(x):\n    return math.ceil(x)\n```"), names)
+        assert names["f"](1.5) == 2
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            "def f(x): return x",
+            "```python3\ndef f(x): return x\n```",
+            "```Python\r\ndef f(x): return x\r\n```",
+            "1. So:\n   ```py\n   def f(x):\n       return x\n   ```",
+            "```\ndef f(x): return x\n```\nwhich prints\n```\n>>> 3\n```",
+            "```python\nimport os\n```\nthen\n```python\ndef f(x): return x",
+        ],
+    )
+    def test_code_is_found_however_it_is_fenced(self, answer: str) -> None:
+        names: dict[str, Any] = {}
+        exec(program(Checks("", ()), answer), names)
+        assert names["f"](3) == 3
+
     def test_each_asserting_statement_is_a_test_with_what_it_needs(self) -> None:
         tests = separate_tests(
             "def check(candidate):\n    assert candidate(1)\n    y = 2\n    assert candidate(y)\n", "f"
@@ -234,6 +257,10 @@ class TestCode:
         with pytest.raises(AssertionError):
             exec(tests[1], {"f": lambda x: x == 1})
 
+    def test_asserting_a_constant_is_no_test(self) -> None:
+        assert len(separate_tests("def check(c):\n    assert True\n    assert c(1)\n", "f")) == 1
+        assert len(separate_tests("def check(c):\n    c(1)\n", "f")) == 1
+
 
 def test_a_name_nobody_has_is_refused_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="task: is 'chess'; must be one of rules, reasoning_gym") as refusal:
@@ -242,5 +269,13 @@ def test_a_name_nobody_has_is_refused_with_those_there_are() -> None:
 
 
 def test_an_option_a_task_does_not_take_is_refused() -> None:
-    with pytest.raises(ValueError, match="does not take 'colour=red'"):
+    with pytest.raises(ValueError, match="rules has no option 'colour'; it has hard, continuous, seed"):
         task_named("rules:colour=red")
+    with pytest.raises(ValueError, match="hard is 'maybe'; must be true or false"):
+        task_named("rules:hard=maybe")
+
+
+def test_a_scorer_that_cannot_read_an_answer_finds_it_wrong() -> None:
+    task = task_named("reasoning_gym:prime_factorization,train_prompts=3,test_prompts=3")
+    assert task.reward(task.train[0], "no") == 0.0
+    assert task.reward(task.train[0], task.train[0].reference["answer"]) == 1.0

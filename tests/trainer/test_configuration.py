@@ -60,7 +60,7 @@ def test_what_is_not_possible_is_refused(
     [
         ("objective: clipp", "objective: is 'clipp'; must be one of reinforce, clip"),
         ("on_outage: locl", "on_outage: is 'locl'; must be one of stop, local"),
-        ("learning_rate: fast", "learning_rate: invalid float value: 'fast'"),
+        ("learning_rate: fast", "learning-rate: invalid float value: 'fast'"),
         ("steps: true", "steps: is True; must be of type int"),
         ("evaluation_prompts: 0", "evaluation_prompts: is 0; must be at least 1"),
     ],

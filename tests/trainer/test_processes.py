@@ -22,6 +22,10 @@ TWO_PROCESSES = [
     *(ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
     *("--dynamo_backend", "no", "--main_process_port", "0", "-m", "trainer_example"),
 ]
+MIXED_PRECISION = [
+    *(ACCELERATE, "launch", "--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "bf16"),
+    *("--dynamo_backend", "no", "-m", "trainer_example"),
+]
 
 SUMS = "reasoning_gym:chain_sum,min_terms=2,max_terms=3,max_digits=2"
 
@@ -55,6 +59,18 @@ def test_two_processes_do_what_one_does(
     variant = "LOO" if name == "entropy" else "SLOO_MINUS_ONE"
     groups = server.metrics()[sample_key("pkpo_groups_total", {"run": f"two-{name}", "variant": variant})]
     assert groups == 3 * 16 + 1  # a call a step, of all groups; and the one before the first
+
+
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32(tiny: dict[str, Any], tmp_path: Path) -> None:
+    full = {**tiny, "steps": 1}
+    mixed = {**full, "run_dir": str(tmp_path / "mixed")}
+    train(Configuration(**full))
+    finished(mixed, *MIXED_PRECISION)
+    exact, rounded = (recorded(run["run_dir"])[0]["gradient_norm"] for run in (full, mixed))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.05)
+    saved = load_file(Path(mixed["run_dir"]) / "model" / "model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.float32}
 
 
 def test_processes_that_do_not_find_each_other_do_not_train(

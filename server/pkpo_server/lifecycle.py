@@ -41,6 +41,9 @@ LINGER_SECONDS = 0.25
 # Our own pings find callers that vanished without a word, so that their streams do not stay open for hours.
 KEEPALIVE_TIME_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
+# Above what is admitted, since a refusal of ours says when to come back, and one of the transport's does not. With
+# grpcio 1.72 a call that was refused also keeps its stream until the garbage collector has come by.
+REFUSED_STREAMS = 256
 # Room for a trace context and a token.
 MOST_METADATA_BYTES = 16 * 2**10
 
@@ -247,7 +250,7 @@ def _options(settings: Settings, shared: bool) -> list[tuple[str, int]]:
     options = [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
-        ("grpc.max_concurrent_streams", settings.max_concurrent_rpcs),
+        ("grpc.max_concurrent_streams", settings.max_concurrent_rpcs + REFUSED_STREAMS),
         ("grpc.max_metadata_size", MOST_METADATA_BYTES),
         ("grpc.so_reuseport", int(shared)),
         ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),

@@ -28,7 +28,7 @@ from pkpo_server import metrics
 from pkpo_server.codec import Limits, Tally
 from pkpo_server.computation import Patience
 from pkpo_server.exchange import TRANSFORM, Request
-from pkpo_server.metrics import Answered, Metrics
+from pkpo_server.metrics import Answered, Metrics, Stages
 from pkpo_server.settings import Settings
 
 SHAPES = ((1, 16), (1024, 16))
@@ -103,7 +103,7 @@ def _stages(groups: int, n: int, effort: Effort) -> dict[str, float]:
 
 
 async def _counting(of: Callable[[Call], float], counted: Metrics, tally: Tally) -> float:
-    answered = Answered(metrics.TRANSFORM, Variant.SLOO_MINUS_ONE.name, "", tally, 1e-4, 1e-3)
+    answered = Answered(metrics.TRANSFORM, Variant.SLOO_MINUS_ONE.name, "", tally, Stages(1e-5, 1e-4, 1e-5), 1e-3)
 
     def count() -> None:
         counted.answered(answered)

@@ -11,7 +11,7 @@ from numba import types
 from numpy.typing import ArrayLike, NDArray
 
 from pkpo_core import gap, maxima
-from pkpo_core.arrays import Float64s
+from pkpo_core.arrays import Float64s, Int64s
 from pkpo_core.compilation import kernel, reads
 from pkpo_core.errors import MOST_VIOLATIONS, InvalidArgument, Violation, refuse_any
 from pkpo_core.estimates import SAMPLES_AT_ONCE, MaxAtK, estimated_k, fill_estimates, run_on
@@ -33,11 +33,14 @@ class Transformed:
         advantages: of the rewards' shape and dtype.
         group_statuses: uint8, shape (groups,): values of GroupStatus.
         estimates: one MaxAtK per k of `estimate_k`.
+        k: what the groups were transformed with: one for all, or int64, shape (groups,), 0 for one that has no legal k.
+            1 where the variant ignores k.
     """
 
     advantages: NDArray[Any]
     group_statuses: NDArray[np.uint8]
     estimates: tuple[MaxAtK, ...]
+    k: int | Int64s
 
 
 def transform(
@@ -107,7 +110,7 @@ def transform(
             fill_estimates(layout, part_rewards, order, estimates, part.groups)
 
     rounded = _rounded(advantages, groups.rewards.dtype)
-    return Transformed(rounded if shape is None else rounded.reshape(shape), legal.statuses, estimates)
+    return Transformed(rounded if shape is None else rounded.reshape(shape), legal.statuses, estimates, legal.k)
 
 
 def _refuse_other_options(variant: object, scale: object, k_policy: object, seed: object, first_group: object) -> None:

@@ -6,6 +6,7 @@ import ipaddress
 from pathlib import Path
 
 from pkpo_server.logs import Log
+from pkpo_server.settings import Settings
 
 
 class CannotListen(Exception):
@@ -22,10 +23,17 @@ def unix_address(path: Path) -> str:
     return f"unix:{path.absolute()}"
 
 
-def warn_where_open(log: Log, host: str, address: str) -> None:
-    """Writes a warning where more than this machine can reach the address."""
-    if not _is_loopback(host):
-        message = "open to everyone who can reach it, without TLS or authentication"
+def warn_where_open(log: Log, settings: Settings, address: str) -> None:
+    """Writes a warning where more than this machine can reach the address, and not all is done about it."""
+    if _is_loopback(settings.host):
+        return
+    known = settings.tokens is not None or settings.tls_client_ca is not None
+    lacking = [
+        *(["TLS"] if settings.tls_certificate is None else []),
+        *([] if known else ["authentication"]),
+    ]
+    if lacking:
+        message = f"open to everyone who can reach it, without {' or '.join(lacking)}"
         log.warning("insecure", address=address, message=message)
 
 

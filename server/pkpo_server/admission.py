@@ -20,6 +20,11 @@ class Admission:
         self._open = 0
         self._emptied: asyncio.Event | None = None
 
+    @property
+    def open_calls(self) -> int:
+        """How many are open."""
+        return self._open
+
     def enter(self) -> None:
         """Lets one call in. Raises Overloaded where no more are taken."""
         if self._open >= self._most:

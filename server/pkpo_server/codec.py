@@ -21,7 +21,17 @@ import pkpo_core
 from pkpo import packed
 from pkpo.packed import Part
 from pkpo.v1 import reward_transform_pb2 as pb
-from pkpo_core import GroupStatus, InvalidArgument, KPolicy, MaxAtK, RewardGroups, Scale, Variant, Violation
+from pkpo_core import (
+    GroupStatus,
+    InvalidArgument,
+    KPolicy,
+    MaxAtK,
+    RewardGroups,
+    Scale,
+    Transformed,
+    Variant,
+    Violation,
+)
 from pkpo_core.errors import MOST_VIOLATIONS
 from pkpo_server.refusal import InvalidRequest
 
@@ -67,6 +77,11 @@ class Tally:
     zero_signal: int = 0
     clamped: int = 0
     too_small: int = 0
+    # Of transforms whose variant uses k.
+    sum_of_k: int = 0
+    groups_with_k: int = 0
+    # Of transforms, for the run's curve.
+    transformed: RewardGroups | None = None
 
 
 @dataclass(slots=True)
@@ -144,8 +159,27 @@ class TransformWork:
             too_small = int(counts[GroupStatus.TOO_SMALL])
         if transformed.estimates:
             parts += _estimates(pb.TransformResponse.ESTIMATES_FIELD_NUMBER, transformed.estimates)
-        tally = Tally(statuses.size, self.groups.rewards.size, zero_signal, clamped, too_small)
+        sum_of_k, groups_with_k = (0, 0) if pkpo_core.VARIANTS[self.variant].ignores_k else _summed(transformed)
+        tally = Tally(
+            statuses.size,
+            self.groups.rewards.size,
+            zero_signal,
+            clamped,
+            too_small,
+            sum_of_k,
+            groups_with_k,
+            self.groups,
+        )
         return Answer(tuple(parts), tally)
+
+
+def _summed(transformed: Transformed) -> tuple[int, int]:
+    """The sum of the k of the groups that have one, and their number."""
+    k = transformed.k
+    if isinstance(k, int):
+        groups = transformed.group_statuses.size
+        return k * groups, groups
+    return int(k.sum()), int(np.count_nonzero(k))
 
 
 @dataclass(slots=True)

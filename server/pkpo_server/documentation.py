@@ -1,6 +1,6 @@
-"""The tables of docs/operations.md, from the definitions themselves.
+"""The tables of docs/operations.md and docs/metrics.md, from the definitions themselves.
 
-Rewritten by `python -m pkpo_server.documentation docs/operations.md`.
+Rewritten by `python -m pkpo_server.documentation docs/operations.md docs/metrics.md`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pkpo_server import metrics, workers
+from pkpo_server import curves, metrics, workers
 from pkpo_server.computation import INLINE_COST
 from pkpo_server.logs import REFUSAL_LINES_PER_SECOND
 from pkpo_server.prometheus import Definition
@@ -22,9 +22,9 @@ def settings_table() -> str:
 
 
 def metrics_table() -> str:
-    """Every metric of our own: its name, type, labels and meaning."""
+    """Every metric of our own: its name, type, unit, labels and meaning."""
     definitions = (*metrics.DEFINITIONS, *workers.DEFINITIONS)
-    return _table(("Metric", "Type", "Labels", "Meaning"), map(_metric_row, definitions))
+    return _table(("Metric", "Type", "Unit", "Labels", "Meaning"), map(_metric_row, definitions))
 
 
 def label_values() -> str:
@@ -32,6 +32,9 @@ def label_values() -> str:
     rows = (
         ("`method`", ", ".join(metrics.METHODS)),
         ("`code`", ", ".join(metrics.CODES)),
+        ("`stage`", ", ".join(metrics.STAGES)),
+        ("`k`", ", ".join(map(str, curves.CURVE_K))),
+        ("`sign`", ", ".join(metrics.SIGNS)),
         ("`reason`", ", ".join(f"`{reason}`" for reason in (*metrics.REASONS, metrics.OTHER_REASON))),
     )
     return _table(("Label", "Values"), rows)
@@ -41,26 +44,28 @@ def constants_table() -> str:
     """What is fixed, and may be good to know."""
     rows = (
         ("Rewards (times passes over them) up to which a batch is computed at once, not in a thread", f"{INLINE_COST}"),
+        (
+            "Rewards of one batch, and of one run in a tenth of a second, that its pass@k curve comes from",
+            f"{curves.MOST_REWARDS}",
+        ),
         ("Lines about refused requests in a second, before they are only counted", f"{REFUSAL_LINES_PER_SECOND}"),
     )
     return _table(("What", "Value"), rows)
 
 
-TABLES = {
-    "settings": settings_table,
-    "metrics": metrics_table,
-    "labels": label_values,
-    "constants": constants_table,
+PAGES = {
+    "operations.md": {"settings": settings_table, "constants": constants_table},
+    "metrics.md": {"metrics": metrics_table, "labels": label_values},
 }
 
 
-def with_tables(text: str) -> str:
-    """A page with what stands between its markers replaced by the tables of now.
+def with_tables(page: str, text: str) -> str:
+    """The text of a page of that name, with what stands between its markers replaced by the tables of now.
 
     Raises:
         ValueError: a marker is missing.
     """
-    for name, table in TABLES.items():
+    for name, table in PAGES[page].items():
         start, end = f"<!-- {name}: generated -->\n", f"<!-- {name}: end -->"
         before, found, rest = text.partition(start)
         _, closed, after = rest.partition(end)
@@ -94,7 +99,8 @@ def _range(setting: Setting) -> str:
 
 def _metric_row(definition: Definition) -> tuple[str, ...]:
     labels = ", ".join(f"`{label}`" for label in definition.labels) or "none"
-    return f"`{definition.name}`", definition.type.__name__.lower(), labels, definition.description
+    kind = definition.type.__name__.lower()
+    return f"`{definition.name}`", kind, definition.unit or "none", labels, definition.description
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -104,4 +110,4 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 if __name__ == "__main__":
     for page in map(Path, sys.argv[1:]):
-        page.write_text(with_tables(page.read_text()))
+        page.write_text(with_tables(page.name, page.read_text()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from pkpo_server import codec, metrics
 from pkpo_server.codec import Answer, Limits, Tally, Work
 from pkpo_server.computation import HANGING_UP_SECONDS, INLINE_BYTES, INLINE_COST, Computation, Patience
 from pkpo_server.logs import BoundedLog
-from pkpo_server.metrics import Answered, Metrics
+from pkpo_server.metrics import Answered, Metrics, Stages
 from pkpo_server.refusal import InternalFailure, InvalidRequest, Refusal
 
 
@@ -40,6 +40,7 @@ class Caller:
         traceparent: the caller's W3C trace context, where it sent one.
         peer: says the other end's address; asked only where it is told, since gRPC works it out anew each time.
         deadline: on time.monotonic's clock; None where the caller set none.
+        metadata: what the call carries.
     """
 
     method: str
@@ -47,6 +48,7 @@ class Caller:
     traceparent: str | None
     peer: Callable[[], str]
     deadline: float | None
+    metadata: Iterable[tuple[str, str | bytes]]
 
 
 @dataclass(slots=True)
@@ -86,7 +88,7 @@ class Exchange:
         raw: the request's bytes.
     """
 
-    __slots__ = ("_caller", "_kind", "_means", "_patience", "_raw", "_started", "request")
+    __slots__ = ("_caller", "_kind", "_means", "_patience", "_raw", "_reading_seconds", "_started", "request")
 
     def __init__(self, means: Means, caller: Caller, kind: Kind, raw: bytes) -> None:
         self._means = means
@@ -94,6 +96,7 @@ class Exchange:
         self._kind = kind
         self._raw = raw
         self._patience = Patience(caller.deadline)
+        self._reading_seconds = 0.0
         self._started = time.perf_counter()
         self.request = Request(metrics.undecoded_variant(caller.method))
 
@@ -128,23 +131,27 @@ class Exchange:
     def _work(self) -> Work:
         if self.request.work is None:
             self._patience()
+            started = time.perf_counter()
             self._kind.decode(self._raw, self._means.limits, self.request)
             self._raw = b""
+            self._reading_seconds = time.perf_counter() - started
         assert self.request.work is not None
         return self.request.work
 
-    def _done(self, work: Work) -> tuple[bytes, Tally, float]:
+    def _done(self, work: Work) -> tuple[bytes, Tally, Stages]:
         self._patience()
         started = time.perf_counter()
         answer = work.run(self._patience)
-        seconds = time.perf_counter() - started
-        return self._kind.encode(answer, self.request), answer.tally, seconds
+        computed = time.perf_counter()
+        message = self._kind.encode(answer, self.request)
+        stages = Stages(self._reading_seconds, computed - started, time.perf_counter() - computed)
+        return message, answer.tally, stages
 
-    def _answered(self, done: tuple[bytes, Tally, float]) -> bytes:
-        message, tally, kernel_seconds = done
+    def _answered(self, done: tuple[bytes, Tally, Stages]) -> bytes:
+        message, tally, stages = done
         request, elapsed = self.request, time.perf_counter() - self._started
         self._means.metrics.answered(
-            Answered(self._caller.method, request.variant, request.run_id, tally, kernel_seconds, elapsed)
+            Answered(self._caller.method, request.variant, request.run_id, tally, stages, elapsed)
         )
         return message
 

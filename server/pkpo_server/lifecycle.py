@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
@@ -21,6 +22,7 @@ from pkpo import __version__
 from pkpo_server import logs, memory, signals
 from pkpo_server.address import CannotListen, tcp_address, unix_address, warn_where_open
 from pkpo_server.admission import Admission
+from pkpo_server.certificates import Certificates, UnusableCertificate
 from pkpo_server.codec import Limits
 from pkpo_server.computation import Computation, default_threads
 from pkpo_server.exchange import Means
@@ -30,6 +32,7 @@ from pkpo_server.metrics import Metrics
 from pkpo_server.prometheus import serve_metrics
 from pkpo_server.servicer import SERVICE, RewardTransformServicer, warm_up
 from pkpo_server.settings import Settings
+from pkpo_server.tokens import Tokens, UnusableTokens
 
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -54,15 +57,19 @@ class Place:
 
     Attributes:
         address: as gRPC writes it.
+        health_address: of the health port; None where there is none.
         shared: whether other processes listen on the same port, so that this one must not before it can serve.
         listening: told the address with its real port.
+        health_listening: told that of the health port.
         serving: told the same, once calls are answered.
         abandoned: a file descriptor that ends when nobody is left to serve for; None where there is none.
     """
 
     address: str
+    health_address: str | None
     shared: bool
     listening: Callable[[str], None]
+    health_listening: Callable[[str], None]
     serving: Callable[[str], None]
     abandoned: int | None = None
 
@@ -75,6 +82,9 @@ class Server:
         place: where to listen.
         registry: where metrics are registered.
         log: where to write.
+
+    Raises:
+        UnusableCertificate, UnusableTokens: what is set cannot be used.
     """
 
     def __init__(self, settings: Settings, place: Place, registry: CollectorRegistry, log: Log) -> None:
@@ -83,7 +93,11 @@ class Server:
         self._log = log
         self._refusals = BoundedLog(log)
         self._preparing: threading.Thread
-        self._computation = Computation(settings.threads or default_threads(settings.workers))
+        self._certificates = Certificates.of(settings, log)
+        tokens = Tokens(settings.tokens, log) if settings.tokens is not None else None
+        threads = settings.threads or default_threads(settings.workers)
+        self._computation = Computation(threads)
+        self._admission = Admission(settings.max_concurrent_rpcs)
         limits = Limits(
             max_message_bytes=settings.max_message_bytes,
             max_rewards=settings.max_rewards,
@@ -91,9 +105,10 @@ class Server:
             max_groups=settings.max_groups,
             max_estimate_k=settings.max_estimate_k,
         )
-        self._means = Means(limits, self._computation, Metrics(registry, settings.max_run_ids), self._refusals)
-        self._admission = Admission(settings.max_concurrent_rpcs)
-        self._servicer = RewardTransformServicer(self._means, self._admission, settings.stream_in_flight)
+        metrics = Metrics(registry, settings.max_run_ids, lambda: self._admission.open_calls)
+        metrics.capacity(settings.max_concurrent_rpcs, threads)
+        self._means = Means(limits, self._computation, metrics, self._refusals)
+        self._servicer = RewardTransformServicer(self._means, self._admission, settings.stream_in_flight, tokens)
 
     async def run(self) -> int:
         """Serves until told to stop, and returns the exit status.
@@ -103,10 +118,9 @@ class Server:
         """
         stop = self._stop_signal()
         health = Health([SERVICE])
-        server = self._grpc_server(health)
+        server, probed = self._grpc_server(health), self._health_server(health)
         if not self._place.shared:
-            address = self._listen(server)
-            await server.start()
+            address = await self._started(server, probed)
         ready = self._prepared()
         either: set[asyncio.Future[Any]] = {ready, stop}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -116,11 +130,10 @@ class Server:
             self._servicer.serve()
             health.serve()
             if self._place.shared:
-                address = self._listen(server)
-                await server.start()
+                address = await self._started(server, probed)
             self._place.serving(address)
         signal_name = await stop
-        await self._drain(server, health, signal_name)
+        await self._drain([server, probed], health, signal_name)
         if self._preparing.is_alive():
             # A compiler at work does not survive the end of the interpreter around it.
             os._exit(0)
@@ -130,23 +143,27 @@ class Server:
         server = aio.server(options=_options(self._settings, self._place.shared))
         server.add_generic_rpc_handlers((self._servicer.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        if self._settings.reflection:
+        # It has no place for tokens; who needs one has the .proto.
+        if self._settings.reflection and self._settings.tokens is None:
             from grpc_reflection.v1alpha import reflection
 
             reflection.enable_server_reflection((SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
         return server
 
-    def _listen(self, server: aio.Server) -> str:
-        address = self._place.address
-        if address.startswith("unix:"):
-            _refuse_a_socket_in_use(Path(address[5:]))
-        try:
-            port = server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise CannotListen(f"cannot listen on {address}: it is in use, or no address of this machine") from error
-        if not address.startswith("unix:"):
-            address = f"{address.rpartition(':')[0]}:{port}"
+    def _health_server(self, health: Health) -> aio.Server:
+        server = aio.server(options=_options(self._settings, self._place.shared))
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        return server
+
+    async def _started(self, server: aio.Server, probed: aio.Server) -> str:
+        """Starts to listen on both ports, and returns the address of the first."""
+        credentials = self._certificates.server_credentials() if self._certificates is not None else None
+        address = _listen(server, self._place.address, credentials)
         self._place.listening(address)
+        if self._place.health_address is not None:
+            self._place.health_listening(_listen(probed, self._place.health_address))
+        await server.start()
+        await probed.start()
         return address
 
     def _prepared(self) -> asyncio.Future[None]:
@@ -186,14 +203,14 @@ class Server:
             loop.add_reader(self._place.abandoned, on_abandoned, self._place.abandoned)
         return stop
 
-    async def _drain(self, server: aio.Server, health: Health, signal_name: str) -> None:
+    async def _drain(self, servers: list[aio.Server], health: Health, signal_name: str) -> None:
         started = time.monotonic()
         self._log.info("draining", signal=signal_name, drain_seconds=self._settings.drain_seconds)
         health.drain()
         self._servicer.drain()
         await self._admission.empty(self._settings.drain_seconds)
         await asyncio.sleep(LINGER_SECONDS)
-        await server.stop(None)
+        await asyncio.gather(*(server.stop(None) for server in servers))
         self._computation.stop()
         self._means.metrics.count()
         self._refusals.flush()
@@ -219,12 +236,14 @@ def run_server(settings: Settings) -> int:
     def listening(address: str) -> None:
         log.info("listening", address=address)
         if settings.unix_socket is None:
-            warn_where_open(log, settings.host, address)
+            warn_where_open(log, settings, address)
 
     place = Place(
         address,
+        None if settings.health_port is None else tcp_address(settings.health_host, settings.health_port),
         shared=False,
         listening=listening,
+        health_listening=lambda address: log.info("health", address=address),
         serving=lambda address: log.info("serving", address=address, version=__version__),
     )
     return run_place(settings, place, registry, log)
@@ -239,7 +258,7 @@ def run_place(settings: Settings, place: Place, registry: CollectorRegistry, log
 
     try:
         return asyncio.run(run())
-    except CannotListen as error:
+    except (CannotListen, UnusableCertificate, UnusableTokens) as error:
         log.error("failed", message=str(error))
     except Exception as error:
         log.error("failed", message="the server cannot go on", exc_info=error)
@@ -261,6 +280,20 @@ def _options(settings: Settings, shared: bool) -> list[tuple[str, int]]:
     if settings.max_connection_age_seconds:
         options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age_seconds * 1000)))
     return options
+
+
+def _listen(server: aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
+    """Adds an address to a server, and returns it with its real port. Raises CannotListen."""
+    if address.startswith("unix:"):
+        _refuse_a_socket_in_use(Path(address[5:]))
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise CannotListen(f"cannot listen on {address}: it is in use, or no address of this machine") from error
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
 
 def _refuse_a_socket_in_use(path: Path) -> None:

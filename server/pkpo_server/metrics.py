@@ -18,12 +18,15 @@ from prometheus_client.registry import Collector
 from pkpo import __version__
 from pkpo_core import Variant
 from pkpo_server.codec import Tally
+from pkpo_server.curves import Curves, Point
 from pkpo_server.prometheus import Definition
 
 TRANSFORM, TRANSFORM_STREAM, ESTIMATE, GET_SERVER_INFO = "Transform", "TransformStream", "Estimate", "GetServerInfo"
 METHODS = (TRANSFORM, TRANSFORM_STREAM, ESTIMATE, GET_SERVER_INFO)
 # What is answered meanwhile is counted together.
 COUNTING_SECONDS = 0.05
+# Of those that wait for their curve; the others' turn is next. Each holds the event loop for about 0.2 ms.
+CURVES_AT_ONCE = 4
 NO_VARIANT, UNKNOWN_VARIANT = "none", "unknown"
 NO_RUN, OTHER_RUN = "none", "other"
 OTHER_REASON = "other"
@@ -34,6 +37,7 @@ STATUS_CODES = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.INTERNAL,
 )
 CODES = tuple(code.name for code in STATUS_CODES)
@@ -56,8 +60,11 @@ REASONS = (
     "draining",
     "deadline",
     "cancelled",
+    "unauthenticated",
     "internal",
 )
+READ, WAIT, COMPUTE, WRITE = STAGES = ("read", "wait", "compute", "write")
+POSITIVE, NEGATIVE = SIGNS = ("positive", "negative")
 # A small batch takes about 0.1 ms and the largest some seconds; 30 s is the client's default deadline. Steps of 2 to
 # 2.5 keep a quantile read off them within that factor.
 SECONDS_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -69,6 +76,7 @@ GROUPS_BUCKETS = tuple(4.0**i for i in range(11))
 REQUESTS = Definition(
     Counter,
     "pkpo_requests_total",
+    "requests",
     "Requests answered: unary calls, and for TransformStream each message. Variant is `none` where the method has none,"
     " `unknown` where the request names none that exists.",
     ("method", "variant", "code"),
@@ -76,43 +84,97 @@ REQUESTS = Definition(
 REFUSED = Definition(
     Counter,
     "pkpo_refused_total",
+    "requests",
     "Requests not answered with a result, by the first field at fault, or by why none was looked at.",
     ("reason",),
 )
-GROUPS = Definition(Counter, "pkpo_groups_total", "Groups of rewards answered.", ("variant", "run"))
-REWARDS = Definition(Counter, "pkpo_rewards_total", "Rewards answered.", ("variant", "run"))
+GROUPS = Definition(Counter, "pkpo_groups_total", "groups", "Groups of rewards answered.", ("variant", "run"))
+REWARDS = Definition(Counter, "pkpo_rewards_total", "rewards", "Rewards answered.", ("variant", "run"))
 ZERO_SIGNAL = Definition(
     Counter,
     "pkpo_zero_signal_groups_total",
+    "groups",
     "Groups whose rewards are all equal or whose advantages are all 0: the run learns nothing from them.",
     ("variant", "run"),
 )
 CLAMPED = Definition(
-    Counter, "pkpo_clamped_groups_total", "Groups whose k was lowered to the largest legal one.", ("variant", "run")
+    Counter,
+    "pkpo_clamped_groups_total",
+    "groups",
+    "Groups whose k was lowered to the largest legal one.",
+    ("variant", "run"),
 )
 TOO_SMALL = Definition(
-    Counter, "pkpo_too_small_groups_total", "Groups too small for any k, answered with zeros.", ("variant", "run")
+    Counter,
+    "pkpo_too_small_groups_total",
+    "groups",
+    "Groups too small for any k, answered with zeros.",
+    ("variant", "run"),
 )
 OF_TRANSFORMS = (ZERO_SIGNAL, CLAMPED, TOO_SMALL)
+MAX_AT_K = Definition(
+    Counter,
+    "pkpo_max_at_k_sum_total",
+    "rewards' own",
+    "Sum over groups of the unbiased estimate of max@k, which for rewards of 0 and 1 is pass@k. A counter cannot fall,"
+    " so what is below 0 is summed apart, as a magnitude.",
+    ("run", "k", "sign"),
+)
+MAX_AT_K_GROUPS = Definition(
+    Counter,
+    "pkpo_max_at_k_groups_total",
+    "groups",
+    "Groups in that sum: those of at least k rewards; of large batches an evenly spread part.",
+    ("run", "k"),
+)
+SUM_OF_K = Definition(
+    Counter, "pkpo_k_sum_total", "samples", "Sum over groups of the k they were transformed with.", ("run",)
+)
+K_GROUPS = Definition(
+    Counter, "pkpo_k_groups_total", "groups", "Groups in that sum: those whose variant uses k.", ("run",)
+)
 REQUEST_SECONDS = Definition(
     Histogram,
     "pkpo_request_seconds",
+    "seconds",
     "From a request's arrival in the process to its answer, without the network.",
     ("method",),
     SECONDS_BUCKETS,
 )
 KERNEL_SECONDS = Definition(
-    Counter, "pkpo_kernel_seconds_total", "Time spent computing, without parsing and writing messages.", ("variant",)
+    Counter,
+    "pkpo_kernel_seconds_total",
+    "seconds",
+    "Time spent computing, without parsing and writing messages.",
+    ("variant",),
 )
-BATCH_REWARDS = Definition(Histogram, "pkpo_batch_rewards", "Rewards in a request answered.", (), REWARDS_BUCKETS)
-BATCH_GROUPS = Definition(Histogram, "pkpo_batch_groups", "Groups in a request answered.", (), GROUPS_BUCKETS)
+STAGE_SECONDS = Definition(
+    Counter,
+    "pkpo_stage_seconds_total",
+    "seconds",
+    "Where the time of requests answered with a result went: to `read` the message, to `wait` for a thread, to"
+    " `compute`, to `write` the answer's bytes.",
+    ("method", "stage"),
+)
+BATCH_REWARDS = Definition(
+    Histogram, "pkpo_batch_rewards", "rewards", "Rewards in a request answered.", (), REWARDS_BUCKETS
+)
+BATCH_GROUPS = Definition(Histogram, "pkpo_batch_groups", "groups", "Groups in a request answered.", (), GROUPS_BUCKETS)
 IN_FLIGHT = Definition(
-    Gauge, "pkpo_in_flight", "Requests being answered in threads; smaller ones are answered at once.", ("method",)
+    Gauge,
+    "pkpo_in_flight",
+    "requests",
+    "Requests being answered in threads; smaller ones are answered at once.",
+    ("method",),
 )
-OPEN_STREAMS = Definition(Gauge, "pkpo_open_streams", "Streams open.")
+THREADS = Definition(Gauge, "pkpo_threads", "threads", "Threads that compute big batches.")
+OPEN_CALLS = Definition(Gauge, "pkpo_open_calls", "calls", "Calls and streams open, as of up to 50 ms ago.")
+OPEN_CALLS_LIMIT = Definition(Gauge, "pkpo_open_calls_limit", "calls", "Calls and streams that are taken at most.")
+OPEN_STREAMS = Definition(Gauge, "pkpo_open_streams", "streams", "Streams open.")
 BUILD_INFO = Definition(
     Gauge,
     "pkpo_build_info",
+    "",
     "Always 1; what runs.",
     ("version", "python", "numba", "numpy", "grpcio"),
     joined="livemax",
@@ -125,11 +187,19 @@ DEFINITIONS = (
     ZERO_SIGNAL,
     CLAMPED,
     TOO_SMALL,
+    MAX_AT_K,
+    MAX_AT_K_GROUPS,
+    SUM_OF_K,
+    K_GROUPS,
     REQUEST_SECONDS,
+    STAGE_SECONDS,
     KERNEL_SECONDS,
     BATCH_REWARDS,
     BATCH_GROUPS,
     IN_FLIGHT,
+    THREADS,
+    OPEN_CALLS,
+    OPEN_CALLS_LIMIT,
     OPEN_STREAMS,
     BUILD_INFO,
 )
@@ -142,6 +212,16 @@ class _RunSeries:
     groups: Counter
     rewards: Counter
     of_transforms: tuple[Counter, ...]
+    sum_of_k: Counter
+    k_groups: Counter
+
+
+class Stages(NamedTuple):
+    """The seconds that parts of a request took."""
+
+    read: float
+    compute: float
+    write: float
 
 
 class Answered(NamedTuple):
@@ -151,7 +231,7 @@ class Answered(NamedTuple):
     variant: str
     run_id: str
     tally: Tally
-    kernel_seconds: float
+    stages: Stages
     seconds: float
 
 
@@ -176,10 +256,15 @@ class Metrics:
     Args:
         registry: where they are registered.
         max_run_ids: how many runs get series of their own; those that come later share `other`.
+        open_calls: how many calls are open.
     """
 
-    def __init__(self, registry: CollectorRegistry, max_run_ids: int) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, max_run_ids: int, open_calls: Callable[[], int] = lambda: 0
+    ) -> None:
         self._uncounted: deque[Answered] = deque()
+        self._curves = Curves()
+        self._open_calls = open_calls
         self._counting_soon = False
         # Registered first, it is read first.
         registry.register(_BeforeReading(self.count))
@@ -202,6 +287,10 @@ class Metrics:
         self._refused: dict[str, Counter] = {
             reason: self._series(REFUSED, reason) for reason in (*REASONS, OTHER_REASON)
         }
+        self._stage_seconds: dict[str, tuple[Counter, ...]] = {
+            method: tuple(self._series(STAGE_SECONDS, method, stage) for stage in STAGES)
+            for method in (TRANSFORM, TRANSFORM_STREAM, ESTIMATE)
+        }
         self._kernel_seconds: dict[str, Counter] = {
             variant: self._series(KERNEL_SECONDS, variant) for variant in (*variants, NO_VARIANT)
         }
@@ -210,6 +299,7 @@ class Metrics:
         }
         self._batch_rewards: Histogram = self._built[BATCH_REWARDS]
         self._batch_groups: Histogram = self._built[BATCH_GROUPS]
+        self._open_calls_now: Gauge = self._built[OPEN_CALLS]
         self.open_streams: Gauge = self._built[OPEN_STREAMS]
         self._max_run_ids = max_run_ids
         self._runs: set[str] = set()
@@ -219,6 +309,11 @@ class Metrics:
     def in_flight(self, method: str) -> Gauge:
         """The requests of one call that are being answered, but for those answered at once."""
         return self._in_flight[method]
+
+    def capacity(self, calls: int, threads: int) -> None:
+        """How many calls are taken at once, and how many threads compute."""
+        self._built[OPEN_CALLS_LIMIT].set(calls)
+        self._built[THREADS].set(threads)
 
     def finished(self, method: str, variant: str, code: grpc.StatusCode, seconds: float) -> None:
         """A request was answered, with a result or without."""
@@ -232,22 +327,50 @@ class Metrics:
     def answered(self, answered: Answered) -> None:
         """It was answered with a result. To be called on the event loop."""
         self._uncounted.append(answered)
+        if answered.tally.transformed is not None:
+            self._curves.keep(self._run(answered.run_id), answered.tally.transformed)
+            answered.tally.transformed = None
+        self.count_soon()
+
+    def count_soon(self) -> None:
+        """Something changed that is read off now and then. To be called on the event loop."""
         if not self._counting_soon:
             self._counting_soon = True
             asyncio.get_running_loop().call_later(COUNTING_SECONDS, self._count_now)
 
     def _count_now(self) -> None:
         self._counting_soon = False
-        self.count()
+        try:
+            self._count_uncounted()
+            self._count_curves(CURVES_AT_ONCE)
+        finally:
+            if self._curves:
+                self.count_soon()
 
     def count(self) -> None:
         """Counts what was answered meanwhile. May be called by any thread."""
+        self._count_uncounted()
+        self._count_curves(self._max_run_ids + 2)
+
+    def _count_uncounted(self) -> None:
+        self._open_calls_now.set(self._open_calls())
         while self._uncounted:
             try:
                 answered = self._uncounted.popleft()
             except IndexError:
                 return  # another thread was faster
             self._count(answered)
+
+    def _count_curves(self, most_runs: int) -> None:
+        for run, points in self._curves.summed(most_runs):
+            for point in points:
+                self._count_point(run, point)
+
+    def _count_point(self, run: str, point: Point) -> None:
+        k = str(point.k)
+        self._series(MAX_AT_K_GROUPS, run, k).inc(point.groups)
+        for sign, magnitude in zip(SIGNS, (point.positive, point.negative), strict=True):
+            self._series(MAX_AT_K, run, k, sign).inc(magnitude)
 
     def _count(self, answered: Answered) -> None:
         variant, tally = answered.variant, answered.tally
@@ -263,7 +386,14 @@ class Metrics:
         ):
             if groups:
                 counter.inc(groups)
-        self._kernel_seconds[variant].inc(answered.kernel_seconds)
+        if tally.groups_with_k:
+            series.sum_of_k.inc(tally.sum_of_k)
+            series.k_groups.inc(tally.groups_with_k)
+        read, compute, write = answered.stages
+        wait = max(0.0, answered.seconds - read - compute - write)
+        for counter, seconds in zip(self._stage_seconds[answered.method], (read, wait, compute, write), strict=True):
+            counter.inc(seconds)
+        self._kernel_seconds[variant].inc(compute)
         self._batch_rewards.observe(tally.rewards)
         self._batch_groups.observe(tally.groups)
 
@@ -272,7 +402,9 @@ class Metrics:
             self._series(definition, variant, run)
             for definition in ((GROUPS, REWARDS) if variant == NO_VARIANT else (GROUPS, REWARDS, *OF_TRANSFORMS))
         )
-        return _RunSeries(groups, rewards, tuple(of_transforms))
+        return _RunSeries(
+            groups, rewards, tuple(of_transforms), self._series(SUM_OF_K, run), self._series(K_GROUPS, run)
+        )
 
     def _run(self, run_id: str) -> str:
         if not run_id or not self._max_run_ids:

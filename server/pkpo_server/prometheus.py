@@ -23,10 +23,11 @@ from pkpo_server.address import CannotListen, tcp_address
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A metric: its type, name, meaning, labels, and for several processes how a gauge is joined."""
+    """A metric: its type, name, unit, meaning, labels, and for several processes how a gauge is joined."""
 
     type: type[Counter] | type[Gauge] | type[Histogram]
     name: str
+    unit: str
     description: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()

@@ -5,6 +5,7 @@ Refusal
 ├── Overloaded          RESOURCE_EXHAUSTED  too many calls at once; says when to come back
 ├── NotReady            UNAVAILABLE         starting
 ├── Draining            UNAVAILABLE         shutting down
+├── Unauthenticated     UNAUTHENTICATED     no token, or none that is known
 ├── DeadlinePassed      DEADLINE_EXCEEDED   the caller no longer waits
 ├── CallCancelled       CANCELLED           the same
 └── InternalFailure     INTERNAL            our fault; the log has the rest, under the request id
@@ -137,6 +138,16 @@ class Draining(Refusal):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down; send messages that got no answer again, elsewhere")
+
+
+class Unauthenticated(Refusal):
+    """The call carries no token, or none that this server knows."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "unauthenticated"
+
+    def __init__(self) -> None:
+        super().__init__("needs `authorization: Bearer <token>` with a token this server knows")
 
 
 class DeadlinePassed(Refusal):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -27,9 +28,10 @@ from pkpo_server.exchange import (
     log_refusal,
     refusal_of,
 )
-from pkpo_server.refusal import Draining, InvalidRequest, NotReady, Refusal
+from pkpo_server.refusal import Draining, InvalidRequest, NotReady, Refusal, Unauthenticated
 from pkpo_server.request_id import request_id
 from pkpo_server.stream import Stream
+from pkpo_server.tokens import HEADER, Tokens
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RewardTransformService"].full_name
 VERSION_KEY, REQUEST_ID_KEY = "pkpo-server-version", "pkpo-request-id"
@@ -42,12 +44,14 @@ class RewardTransformServicer:
         means: what answering takes.
         admission: who gets in.
         stream_in_flight: how many messages of one stream are answered at once.
+        tokens: those that are let in; None lets everyone in.
     """
 
-    def __init__(self, means: Means, admission: Admission, stream_in_flight: int) -> None:
+    def __init__(self, means: Means, admission: Admission, stream_in_flight: int, tokens: Tokens | None = None) -> None:
         self._means = means
         self._admission = admission
         self._stream_in_flight = stream_in_flight
+        self._tokens = tokens
         self._streams: set[Stream] = set()
         self._info = codec.server_info(__version__, means.limits)
         self._ready = False
@@ -83,7 +87,7 @@ class RewardTransformServicer:
             return await _abort(context, caller, refusal)
         elapsed = time.perf_counter() - started
         self._means.metrics.finished(caller.method, metrics.NO_VARIANT, grpc.StatusCode.OK, elapsed)
-        self._admission.leave()
+        self._leave()
         await context.send_initial_metadata(_names(caller))
         return self._info
 
@@ -98,7 +102,7 @@ class RewardTransformServicer:
                 if answer is None:
                     answer = await exchange.later()
             finally:
-                self._admission.leave()
+                self._leave()
             # Not in initial metadata, as on a stream: gRPC sends ours only by themselves, which takes longer than to
             # compute a small batch.
             context.set_trailing_metadata(_names(caller))
@@ -119,7 +123,7 @@ class RewardTransformServicer:
                 await context.send_initial_metadata(_names(caller))
                 await self._serve_stream(context, caller)
             finally:
-                self._admission.leave()
+                self._leave()
             return
         except aio.InternalError:
             raise
@@ -143,14 +147,21 @@ class RewardTransformServicer:
     def _admit(self, caller: Caller) -> None:
         """Lets a call in, which must leave. Raises Refusal, accounted for."""
         try:
+            if self._tokens is not None and not self._tokens.allow(_authorization(caller.metadata)):
+                raise Unauthenticated
             if self._draining:
                 raise Draining
             if not self._ready:
                 raise NotReady
             self._admission.enter()
+            self._means.metrics.count_soon()
         except Refusal as refusal:
             self._account_unread(refusal, caller)
             raise
+
+    def _leave(self) -> None:
+        self._admission.leave()
+        self._means.metrics.count_soon()
 
     def _account_unread(self, refusal: Refusal, caller: Caller) -> None:
         variant = metrics.undecoded_variant(caller.method)
@@ -184,10 +195,18 @@ def _answer(kind: Kind, raw: bytes, means: Means) -> None:
 
 
 def _caller(method: str, context: Any) -> Caller:
-    name, traceparent = request_id(context.invocation_metadata())
+    metadata = context.invocation_metadata() or ()
+    name, traceparent = request_id(metadata)
     remaining = context.time_remaining()
     deadline = None if remaining is None else time.monotonic() + remaining
-    return Caller(method, name, traceparent, context.peer, deadline)
+    return Caller(method, name, traceparent, context.peer, deadline, metadata)
+
+
+def _authorization(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    for key, value in metadata:
+        if key == HEADER and isinstance(value, str):
+            return value
+    return None
 
 
 def _names(caller: Caller) -> tuple[tuple[str, str], ...]:

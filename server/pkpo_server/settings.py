@@ -81,8 +81,12 @@ def _address(default: str, description: str) -> Any:
     return _field(Setting(str, default, description))
 
 
-def _number(default: int, description: str, least: int, greatest: int, unit: str = "", kind: type = int) -> Any:
+def _number(default: int | None, description: str, least: int, greatest: int, unit: str = "", kind: type = int) -> Any:
     return _field(Setting(kind, default, description, unit, least, greatest))
+
+
+def _path(description: str) -> dict[str, Setting]:
+    return {"setting": Setting(Path, None, description)}
 
 
 def _field(setting: Setting) -> Any:
@@ -98,10 +102,29 @@ class Settings:
     )
     port: int = _number(50051, "TCP port to serve on; 0 picks a free one, which the log names.", 0, 65535)
     unix_socket: Path | None = field(
+        default=None, metadata=_path("Serve on this unix socket instead of TCP (one worker, for a sidecar).")
+    )
+    tls_certificate: Path | None = field(
         default=None,
-        metadata={
-            "setting": Setting(Path, None, "Serve on this unix socket instead of TCP (one worker, for a sidecar).")
-        },
+        metadata=_path("Serve TLS with this PEM certificate chain; a changed file counts from the next connection on."),
+    )
+    tls_key: Path | None = field(default=None, metadata=_path("The certificate's PEM key."))
+    tls_client_ca: Path | None = field(
+        default=None, metadata=_path("Take only clients that show a certificate which these PEM ones signed.")
+    )
+    tokens: Path | None = field(
+        default=None,
+        metadata=_path(
+            "A file of bearer tokens, one a line, or a folder of such files: every call but health needs one of them."
+            " A change counts within a second."
+        ),
+    )
+    health_host: str = _address("127.0.0.1", "Address of the health port.")
+    health_port: int | None = _number(
+        None,
+        "TCP port on which the health service alone is served, without TLS or token, for probes; 0 picks a free one.",
+        0,
+        65535,
     )
     metrics_host: str = _address("127.0.0.1", "Address of the Prometheus metrics.")
     metrics_port: int = _number(9464, "TCP port of the Prometheus metrics; 0 picks a free one.", 0, 65535)
@@ -153,6 +176,16 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
+        for name, needed in (
+            ("tls_certificate", "tls_key"),
+            ("tls_key", "tls_certificate"),
+            ("tls_client_ca", "tls_key"),
+        ):
+            if getattr(self, name) is not None and getattr(self, needed) is None:
+                raise InvalidSettings(
+                    f"{flag(name)} ({variable(name)}): {getattr(self, name)} without {flag(needed)}"
+                    f" ({variable(needed)}), which it needs"
+                )
         if self.unix_socket is None:
             return
         if self.workers > 1:

@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, multiprocess
@@ -35,9 +35,12 @@ LEAST_BACKOFF_SECONDS, MOST_BACKOFF_SECONDS, GOOD_LIFE_SECONDS = 0.1, 10.0, 60.0
 # Beyond the drain: for a worker to notice, and to exit.
 EXIT_SECONDS = 5.0
 
-WORKERS = Definition(Gauge, "pkpo_workers", "Workers serving (with several workers only).")
+WORKERS = Definition(Gauge, "pkpo_workers", "processes", "Workers serving (with several workers only).")
 WORKER_RESTARTS = Definition(
-    Counter, "pkpo_worker_restarts_total", "Workers that died and were replaced (with several workers only)."
+    Counter,
+    "pkpo_worker_restarts_total",
+    "processes",
+    "Workers that died and were replaced (with several workers only).",
 )
 DEFINITIONS = (WORKERS, WORKER_RESTARTS)
 
@@ -54,6 +57,7 @@ class Supervisor:
         self._settings = settings
         self._log = log
         self._address = ""
+        self._health_address: str | None = None
         self._folder = ""
         self._living: dict[int, asyncio.subprocess.Process] = {}
         self._serving: set[int] = set()
@@ -79,10 +83,20 @@ class Supervisor:
             with _reserved(self._settings.host, self._settings.port) as reservation:
                 self._address = tcp_address(self._settings.host, reservation.getsockname()[1])
                 self._serve_metrics()
-                warn_where_open(self._log, self._settings.host, self._address)
-                return await self._keep_all(stop)
+                warn_where_open(self._log, self._settings, self._address)
+                with self._health_reservation() as health_reservation:
+                    if health_reservation is not None:
+                        port = health_reservation.getsockname()[1]
+                        self._health_address = tcp_address(self._settings.health_host, port)
+                        self._log.info("health", address=self._health_address)
+                    return await self._keep_all(stop)
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _health_reservation(self) -> AbstractContextManager[socket.socket | None]:
+        if self._settings.health_port is None:
+            return nullcontext()
+        return _reserved(self._settings.health_host, self._settings.health_port)
 
     def _serve_metrics(self) -> None:
         multiprocess.MultiProcessCollector(self._registry, path=self._folder)  # type: ignore[no-untyped-call]
@@ -165,6 +179,7 @@ class Supervisor:
         role = {
             "index": index,
             "address": self._address,
+            "health_address": self._health_address,
             "tell": tell,
             "life": self._life,
             "settings": self._settings.texts(),
@@ -246,7 +261,15 @@ def run_worker(role: str) -> int:
         os.write(told["tell"], b"1")
         os.close(told["tell"])
 
-    place = Place(told["address"], shared=True, listening=lambda _: None, serving=serving, abandoned=told["life"])
+    place = Place(
+        told["address"],
+        told["health_address"],
+        shared=True,
+        listening=lambda _: None,
+        health_listening=lambda _: None,
+        serving=serving,
+        abandoned=told["life"],
+    )
     return run_place(settings, place, CollectorRegistry(), log)
 
 

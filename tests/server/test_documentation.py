@@ -1,4 +1,4 @@
-"""docs/operations.md says what the code does."""
+"""docs/operations.md and docs/metrics.md say what the code does."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "operations.md"
 
 
-def test_the_tables_are_those_of_now() -> None:
-    text = PAGE.read_text()
-    assert documentation.with_tables(text) == text, "run: python -m pkpo_server.documentation docs/operations.md"
+@pytest.mark.parametrize("page", documentation.PAGES)
+def test_the_tables_are_those_of_now(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    assert documentation.with_tables(page, text) == text, f"run: python -m pkpo_server.documentation docs/{page}"
 
 
 def test_a_page_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="settings"):
-        documentation.with_tables("nothing")
+        documentation.with_tables("operations.md", "nothing")
 
 
 def test_every_setting_is_in_the_table() -> None:

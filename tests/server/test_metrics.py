@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -26,7 +27,7 @@ from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
 from pkpo_core import Variant
 from pkpo_server.codec import Tally
-from pkpo_server.metrics import COUNTING_SECONDS, Answered, Metrics
+from pkpo_server.metrics import COUNTING_SECONDS, DEFINITIONS, STAGES, Answered, Metrics, Stages
 
 
 def request(values: Any, size: int = 4, **fields: Any) -> pb.TransformRequest:
@@ -123,6 +124,53 @@ def test_a_transform_is_counted(fresh: LiveServer, fresh_stub: Any) -> None:
     assert fresh.metrics()['pkpo_clamped_groups_total{run="run/a",variant="CENTERED"}'] == 0
 
 
+def test_a_run_has_its_curve_and_its_k(fresh: LiveServer, fresh_stub: Any) -> None:
+    difference = Difference(fresh)
+    # One of four solved: pass@1, 2, 4 are 1/4, 1/2, 1.
+    fresh_stub.Transform(request([0, 0, 0, 1] * 3, run_id="run/a", k=[3]))
+    fresh_stub.Transform(request([-1, -1, -1, 1], run_id="run/a", k=[1]))
+    fresh_stub.Transform(request([0, 0, 0, 1], run_id="run/a", variant=pb.VARIANT_GRPO, k=[]))
+    fresh_stub.Transform(request([0, 0, 0, 1], run_id="run/a", variant=pb.VARIANT_TZSM, k=[0]))
+    changed = difference.now()
+    for k, solved, negative in ((1, 0.25, 0.5), (2, 0.5, 0), (4, 1, 0)):
+        assert changed[f'pkpo_max_at_k_groups_total{{k="{k}",run="run/a"}}'] == 6
+        # Of -1, -1, -1, 1: max@1, 2, 4 are -1/2, 0, 1.
+        positive = 5 * solved + (1 if k == 4 else 0)
+        assert changed[f'pkpo_max_at_k_sum_total{{k="{k}",run="run/a",sign="positive"}}'] == pytest.approx(positive)
+        assert changed.get(f'pkpo_max_at_k_sum_total{{k="{k}",run="run/a",sign="negative"}}', 0) == negative
+    assert changed['pkpo_k_sum_total{run="run/a"}'] == 3 * 3 + 1 + 4
+    assert changed['pkpo_k_groups_total{run="run/a"}'] == 3 + 1 + 1
+    assert not any('k="8"' in name for name in changed)
+
+
+@pytest.mark.parametrize("groups", [2, 5000])
+def test_the_stages_add_up_to_the_whole(groups: int, fresh: LiveServer, fresh_stub: Any) -> None:
+    difference = Difference(fresh)
+    fresh_stub.Transform(request(np.random.default_rng(0).random(32 * groups), 32))
+    changed = difference.now()
+    stages = [changed.get(f'pkpo_stage_seconds_total{{method="Transform",stage="{stage}"}}', 0.0) for stage in STAGES]
+    assert all(seconds > 0 for seconds in stages)
+    assert sum(stages) == pytest.approx(changed['pkpo_request_seconds_sum{method="Transform"}'])
+
+
+def test_open_calls_are_told_against_their_limit(fresh: LiveServer, fresh_stub: Any) -> None:
+    samples = fresh.metrics()
+    assert (samples["pkpo_open_calls"], samples["pkpo_open_calls_limit"]) == (0, 1024)
+    assert samples["pkpo_threads"] >= 1
+    done = threading.Event()
+
+    def messages() -> Iterator[pb.TransformStreamRequest]:
+        yield pb.TransformStreamRequest(sequence=1, request=request([0, 1, 2, 3]))
+        done.wait(30)
+
+    answers = fresh_stub.TransformStream(messages())
+    assert next(answers).sequence == 1
+    poll(lambda: fresh.metrics()["pkpo_open_calls"] == 1, "an open call")
+    done.set()
+    list(answers)
+    poll(lambda: fresh.metrics()["pkpo_open_calls"] == 0, "no open call")
+
+
 def test_clamped_and_small_groups_are_counted(fresh: LiveServer, fresh_stub: Any) -> None:
     difference = Difference(fresh)
     message = pb.TransformRequest(k=[3], k_policy=pb.K_POLICY_CLAMP)
@@ -188,7 +236,7 @@ def test_runs_are_bounded(fresh: LiveServer, fresh_stub: Any) -> None:
 def test_the_text_is_well_formed(fresh: LiveServer) -> None:
     families = list(text_string_to_metric_families(fresh.metrics_text()))
     ours = [family for family in families if family.name.startswith("pkpo_")]
-    assert len(ours) == 14
+    assert {family.name for family in ours} == {each.name.removesuffix("_total") for each in DEFINITIONS}
     assert all(family.documentation for family in ours)
 
 
@@ -243,7 +291,7 @@ def test_prometheus_scrapes_it(fresh: LiveServer, fresh_stub: Any, tmp_path: Pat
 def test_what_cannot_be_counted_stops_no_counting(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = CollectorRegistry()
     counters = Metrics(registry, 8)
-    answered = Answered("Transform", "S", "", Tally(groups=2, rewards=8), 1e-4, 1e-3)
+    answered = Answered("Transform", "S", "", Tally(groups=2, rewards=8), Stages(1e-5, 1e-4, 1e-5), 1e-3)
     count, failures = counters._count, [OSError("no space left on device")]
 
     def failing_once(each: Answered) -> None:

@@ -35,13 +35,23 @@ def other_value(name: str) -> Any:
     if setting.kind is bool:
         return not setting.default
     if setting.kind in (int, float):
-        return setting.kind(setting.default + 1)
+        return setting.kind((setting.default or 0) + 1)
     return "192.0.2.1"
+
+
+# What some settings are refused without.
+COMPANIONS = {
+    "tls_certificate": {"tls_key": "tls.key"},
+    "tls_key": {"tls_certificate": "tls.crt"},
+    "tls_client_ca": {"tls_certificate": "tls.crt", "tls_key": "tls.key"},
+}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_has_a_flag_and_a_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = other_value(name)
+    for companion, value in COMPANIONS.get(name, {}).items():
+        monkeypatch.setenv(variable(companion), value)
     arguments = [flag(name), str(wanted)]
     if isinstance(wanted, bool):
         arguments = [flag(name)] if wanted else [f"--no-{flag(name)[2:]}"]
@@ -60,7 +70,7 @@ def test_every_number_has_bounds_and_every_setting_a_description() -> None:
     for name, setting in SETTINGS.items():
         assert setting.description, name
         if setting.kind in (int, float):
-            assert setting.least <= setting.default <= setting.greatest, name
+            assert setting.default is None or setting.least <= setting.default <= setting.greatest, name
             assert setting.least < setting.greatest, name
 
 
@@ -72,7 +82,7 @@ def test_what_is_on_or_off_may_be_said_in_several_ways(said: str, meant: bool, m
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_survive_the_way_to_a_worker(name: str) -> None:
-    settings = settings_of({name: str(other_value(name))})
+    settings = settings_of({name: str(other_value(name)), **COMPANIONS.get(name, {})})
     assert settings_of(settings.texts()) == settings
 
 
@@ -92,6 +102,10 @@ BAD = [
     ([], {"PKPO_PORT": "tcp://10.0.0.1:50051"}, ["PKPO_PORT", "enableServiceLinks"]),
     (["--unix-socket", "/tmp/s", "--workers", "2"], {}, ["--workers", "2", "must be 1"]),
     (["--unix-socket", "/" + "x" * 120], {}, ["--unix-socket", "121", "107"]),
+    (["--tls-key", "k"], {}, ["--tls-key", "without --tls-certificate (PKPO_TLS_CERTIFICATE)"]),
+    ([], {"PKPO_TLS_CERTIFICATE": "c"}, ["PKPO_TLS_CERTIFICATE", "without --tls-key"]),
+    (["--tls-client-ca", "a"], {}, ["--tls-client-ca", "without --tls-key"]),
+    (["--health-port", "65536"], {}, ["--health-port", "0 to 65535"]),
     (["--port", "x" * 1000], {}, ["--port", "..."]),
 ]
 

@@ -1,0 +1,288 @@
+"""TLS and tokens: who has neither is told so, and what is rotated counts without a restart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from live_server import LiveServer, poll
+from pkpo.v1 import reward_transform_pb2 as pb
+from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
+from pkpo_server.address import warn_where_open
+from pkpo_server.certificates import Certificates, UnusableCertificate
+from pkpo_server.settings import settings_of
+from pkpo_server.tokens import LOOKING_SECONDS, Tokens, UnusableTokens
+
+REQUEST = pb.TransformRequest(k=[1], groups=pb.RewardGroups(f64=pb.DoubleValues(values=[0, 1]), group_size=2))
+ANSWER = [-0.5, 0.5]
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+class Identity:
+    """The files of a server's certificate, replaced at once as a secret's are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.certificate, self.key, self.client_ca = folder / "tls.crt", folder / "tls.key", folder / "ca.crt"
+
+    def issue(self, authority: trustme.CA) -> None:
+        leaf = authority.issue_cert("localhost", "127.0.0.1")
+        self._replace(self.certificate, b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+        self._replace(self.key, leaf.private_key_pem.bytes())
+        self._replace(self.client_ca, authority.cert_pem.bytes())
+
+    @staticmethod
+    def _replace(path: Path, content: bytes) -> None:
+        path.with_suffix(".new").write_bytes(content)
+        path.with_suffix(".new").replace(path)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return "--tls-certificate", str(self.certificate), "--tls-key", str(self.key)
+
+
+@pytest.fixture
+def identity(tmp_path: Path, authority: trustme.CA) -> Identity:
+    identity = Identity(tmp_path)
+    identity.issue(authority)
+    return identity
+
+
+class Said:
+    """A log that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.lines.append((event, fields))
+
+    warning = error = info
+
+
+def serving(*flags: str) -> LiveServer:
+    """A server whose own port takes no plaintext; its health port tells when it serves."""
+    return LiveServer("--health-port", "0", *flags, wait=False)
+
+
+def started(server: LiveServer) -> str:
+    poll(lambda: server.log_lines("serving") or server.log_lines("failed"), "start", 240)
+    assert server.log_lines("serving"), server.raw_log()
+    return server.address.replace("127.0.0.1", "localhost")
+
+
+def channel(address: str, authority: trustme.CA, *, shown: trustme.LeafCert | None = None) -> grpc.Channel:
+    """A connection of its own that trusts the authority, and shows a certificate where it has one."""
+    key = shown.private_key_pem.bytes() if shown else None
+    chain = b"".join(blob.bytes() for blob in shown.cert_chain_pems) if shown else None
+    credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes(), key, chain)
+    return grpc.secure_channel(address, credentials, options=[("grpc.use_local_subchannel_pool", 1)])
+
+
+def transformed(open_channel: grpc.Channel, token: str | None = None) -> list[float]:
+    metadata = [("authorization", f"Bearer {token}")] if token else None
+    stub = pb_grpc.RewardTransformServiceStub(open_channel)
+    return list(stub.Transform(REQUEST, timeout=20, metadata=metadata).f64.values)
+
+
+def refused(open_channel: grpc.Channel, token: str | None = None) -> grpc.StatusCode:
+    with pytest.raises(grpc.RpcError) as caught:
+        transformed(open_channel, token)
+    code: grpc.StatusCode = caught.value.code()  # type: ignore[attr-defined]
+    return code
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_new_certificate_counts_for_new_connections_and_breaks_no_old_one(
+    workers: str, identity: Identity, authority: trustme.CA
+) -> None:
+    other = trustme.CA()
+    with serving(*identity.flags, "--workers", workers) as server:
+        address = started(server)
+        with channel(address, authority) as old:
+            assert transformed(old) == ANSWER
+            with channel(address, other) as stranger:
+                assert refused(stranger) is grpc.StatusCode.UNAVAILABLE
+            identity.issue(other)
+            with channel(address, other) as new:
+                assert transformed(new) == ANSWER
+            assert transformed(old) == ANSWER
+        assert server.log_lines("certificate_changed")
+
+
+def test_what_cannot_be_used_leaves_the_former_certificate(identity: Identity, authority: trustme.CA) -> None:
+    with serving(*identity.flags) as server:
+        address = started(server)
+        identity.key.write_text("half a key")
+        with channel(address, authority) as new:
+            assert transformed(new) == ANSWER
+        (line,) = server.log_lines("certificate_unusable")
+        assert str(identity.key) in line["message"]
+        identity.issue(authority)
+        with channel(address, authority) as again:
+            assert transformed(again) == ANSWER
+        assert server.log_lines("certificate_changed")
+
+
+def test_clients_must_show_a_certificate_that_the_ca_signed(identity: Identity, authority: trustme.CA) -> None:
+    with serving(*identity.flags, "--tls-client-ca", str(identity.client_ca)) as server:
+        address = started(server)
+        with channel(address, authority) as anonymous:
+            assert refused(anonymous) is grpc.StatusCode.UNAVAILABLE
+        with channel(address, authority, shown=trustme.CA().issue_cert("trainer")) as impostor:
+            assert refused(impostor) is grpc.StatusCode.UNAVAILABLE
+        with channel(address, authority, shown=authority.issue_cert("trainer")) as known:
+            assert transformed(known) == ANSWER
+
+
+def test_plaintext_is_not_spoken_where_tls_is(identity: Identity) -> None:
+    with serving(*identity.flags) as server, grpc.insecure_channel(started(server)) as plaintext:
+        assert refused(plaintext) is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(("broken", "said"), [("key", "tls.key"), ("certificate", "tls.crt"), ("client_ca", "ca.crt")])
+@pytest.mark.parametrize("content", [None, b"", b"no PEM"])
+def test_what_cannot_be_used_is_said(broken: str, said: str, content: bytes | None, identity: Identity) -> None:
+    path: Path = getattr(identity, broken)
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UnusableCertificate, match=said):
+        Certificates(identity.certificate, identity.key, identity.client_ca, Said())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("flag", ["--tls-key", "--tokens"])
+def test_what_cannot_be_used_at_the_start_ends_it(flag: str, identity: Identity, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    with serving(*identity.flags, flag, str(empty)) as server:
+        assert server.process.wait(60) == 1
+        (line,) = poll(lambda: server.log_lines("failed"), "line")
+        assert str(empty) in line["message"]
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[tuple[LiveServer, Path]]:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("first\n\nsecond\n")
+    with LiveServer("--tokens", str(tokens), "--health-port", "0") as server:
+        yield server, tokens
+
+
+CALLS = {
+    "Transform": lambda stub, **more: stub.Transform(REQUEST, **more),
+    "TransformStream": lambda stub, **more: list(
+        stub.TransformStream(iter([pb.TransformStreamRequest(request=REQUEST)]), **more)
+    ),
+    "Estimate": lambda stub, **more: stub.Estimate(pb.EstimateRequest(groups=REQUEST.groups, k=[1]), **more),
+    "GetServerInfo": lambda stub, **more: stub.GetServerInfo(pb.GetServerInfoRequest(), **more),
+}
+
+
+def test_every_call_needs_a_token_and_health_does_not(guarded: tuple[LiveServer, Path]) -> None:
+    server, _ = guarded
+    with grpc.insecure_channel(server.address) as open_channel:
+        stub: Any = pb_grpc.RewardTransformServiceStub(open_channel)
+        for name, call in CALLS.items():
+            for header in (None, "Bearer wrong", "Basic first", "first", "Bearer", "Bearer first second"):
+                metadata = [("authorization", header)] if header else None
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(stub, timeout=20, metadata=metadata)
+                assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED, (name, header)  # type: ignore[attr-defined]
+            for header in ("Bearer first", "bearer second"):
+                call(stub, timeout=20, metadata=[("authorization", header)])
+        answer = health_pb2_grpc.HealthStub(open_channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    samples = server.metrics()
+    assert samples['pkpo_refused_total{reason="unauthenticated"}'] == 6 * len(CALLS)
+    assert samples['pkpo_requests_total{code="UNAUTHENTICATED",method="Estimate",variant="none"}'] == 6
+    assert not any("first" in line or "wrong" in line for line in server.raw_log())
+
+
+def test_rotated_tokens_count_soon(guarded: tuple[LiveServer, Path]) -> None:
+    server, tokens = guarded
+    with grpc.insecure_channel(server.address) as open_channel:
+        assert transformed(open_channel, "first") == ANSWER
+        tokens.write_text("second\nthird\n")
+        time.sleep(LOOKING_SECONDS)
+        assert transformed(open_channel, "third") == ANSWER
+        assert transformed(open_channel, "second") == ANSWER
+        assert refused(open_channel, "first") is grpc.StatusCode.UNAUTHENTICATED
+        (line,) = server.log_lines("tokens_changed")
+        assert line["tokens"] == 2
+        tokens.unlink()
+        time.sleep(LOOKING_SECONDS)
+        assert transformed(open_channel, "third") == ANSWER
+        assert server.log_lines("tokens_unusable")
+
+
+def test_the_files_of_a_folder_all_count_but_for_hidden_ones(tmp_path: Path) -> None:
+    (tmp_path / "team-a").write_text("a1\na2\n")
+    (tmp_path / "team-b").write_text("b1")
+    (tmp_path / "..data").write_text("hidden")
+    tokens = Tokens(tmp_path, Said())  # type: ignore[arg-type]
+    assert [tokens.allow(f"Bearer {token}") for token in ("a1", "a2", "b1", "hidden", "")] == [True] * 3 + [False] * 2
+    assert not tokens.allow(None)
+
+
+@pytest.mark.parametrize("content", [None, "", " \n\n"])
+def test_no_token_where_some_ought_to_be_is_an_error(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "tokens"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UnusableTokens, match=str(path)):
+        Tokens(path, Said())  # type: ignore[arg-type]
+
+
+def test_reflection_is_not_served_where_tokens_are_asked_for(guarded: tuple[LiveServer, Path]) -> None:
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    server, _ = guarded
+    with grpc.insecure_channel(server.address) as open_channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(open_channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(
+                stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=20)
+            )
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("flags", [("--workers", "1"), ("--workers", "2"), ("--unix-socket", "pkpo.sock")])
+def test_the_health_port_serves_health_and_nothing_else(
+    flags: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with serving(*flags) as server:
+        started(server)
+        (line,) = server.log_lines("health")
+        with grpc.insecure_channel(line["address"]) as probe:
+            health = health_pb2_grpc.HealthStub(probe)
+            for service in ("", "pkpo.v1.RewardTransformService"):
+                answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=20)
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            assert refused(probe) is grpc.StatusCode.UNIMPLEMENTED
+    assert server.process.returncode == 0
+
+
+def test_the_log_says_what_an_open_port_lacks() -> None:
+    tls = {"tls_certificate": "c", "tls_key": "k"}
+    for texts, lacks in (
+        ({}, "without TLS or authentication"),
+        ({"tokens": "t"}, "without TLS"),
+        (tls, "without authentication"),
+        ({**tls, "tokens": "t"}, None),
+        ({**tls, "tls_client_ca": "a"}, None),
+    ):
+        said = Said()
+        warn_where_open(said, settings_of({"host": "192.0.2.1", **texts}), "192.0.2.1:1")  # type: ignore[arg-type]
+        assert [fields["message"] for _, fields in said.lines] == (
+            [f"open to everyone who can reach it, {lacks}"] if lacks else []
+        )

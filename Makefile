@@ -4,9 +4,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# Helm's library asks for 3.12.
+PYTHON_DEPLOY ?= $(shell for p in python3.13 python3.12 $(PYTHON); do $$p -c '' 2>/dev/null && echo $$p && break; done)
+
 RUN_DIR ?= runs/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo serve train test test-trainer lint bench performance proto clean
+.PHONY: setup demo serve train test test-trainer test-deploy manifests lint bench performance proto clean
 
 setup: $(VENV)/test
 
@@ -27,11 +30,21 @@ test: $(VENV)/test
 test-trainer: $(VENV)-trainer/installed
 	$(VENV)-trainer/bin/python -m pytest tests/trainer
 
+# What it cannot find (nginx, buildah, Prometheus, ...) it names.
+test-deploy: $(VENV)-deploy/installed
+	PATH="$(abspath $(VENV)-deploy)/bin:$$PATH" $(VENV)-deploy/bin/python -m pytest tests/deploy
+
+# What in deploy/ is made from elsewhere: from the settings, the version, the chart, the dashboard's panels.
+manifests: $(VENV)-deploy/installed
+	$(VENV)-deploy/bin/python -m deploy.observability.dashboard
+	$(VENV)-deploy/bin/python -m deploy.chart_files
+	$(VENV)-deploy/bin/python -m deploy.kustomization
+
 lint: $(VENV)/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy examples benchmarks trainer_example
+	$(BIN)/mypy examples benchmarks trainer_example deploy
 	$(BIN)/buf lint proto
 
 # Some minutes, on a machine that does nothing else. FLAGS=--quick only tries that everything works.
@@ -48,7 +61,7 @@ proto: $(VENV)-proto/installed
 	  --python_out=proto --grpc_python_out=proto --mypy_out=proto --mypy_grpc_out=proto pkpo/v1/reward_transform.proto
 
 clean:
-	rm -rf $(VENV) $(VENV)-proto $(VENV)-verl $(VENV)-trainer
+	rm -rf $(VENV) $(VENV)-proto $(VENV)-verl $(VENV)-trainer $(VENV)-deploy
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -67,6 +80,11 @@ $(VENV)-trainer/installed: pyproject.toml
 	@echo "installing what the trainer needs, with torch about 1.5 GB, into $(VENV)-trainer"
 	$(VENV)-trainer/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(VENV)-trainer/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[trainer,test]'
+	touch $@
+
+$(VENV)-deploy/installed: pyproject.toml
+	$(PYTHON_DEPLOY) -m venv $(VENV)-deploy
+	$(VENV)-deploy/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'
 	touch $@
 
 # Its estimator alone, without the CUDA stack that verl asks for: torch first, in the build that is there for CPUs.

@@ -1,0 +1,85 @@
+{{/* What the schema cannot say. Every complaint names its value and what it may be; all are told at once. */}}
+{{- define "pkpo.validate" -}}
+{{- $complaints := list }}
+{{- $v := .Values }}
+{{- $resources := include "pkpo.resources" . | fromYaml }}
+
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "pkpo.fullname" .)) }}
+{{- $complaints = append $complaints (printf "fullnameOverride: not set, and %s cannot name a Service; must be set" (include "pkpo.fullname" .)) }}
+{{- end }}
+
+{{- $ports := list $v.server.metricsPort $v.server.healthPort }}
+{{- if eq $v.mode "server" }}{{ $ports = append $ports $v.server.port }}{{ end }}
+{{- if ne (len $ports) (len (uniq $ports)) }}
+{{- $complaints = append $complaints (printf "server.port, server.metricsPort, server.healthPort: %v, %v, %v; must differ" $v.server.port $v.server.metricsPort $v.server.healthPort) }}
+{{- end }}
+
+{{- $needed := add $v.drain.preStopSeconds (ceil $v.server.drainSeconds) $v.drain.marginSeconds }}
+{{- if lt (include "pkpo.gracePeriod" . | int64) $needed }}
+{{- $complaints = append $complaints (printf "terminationGracePeriodSeconds: %v; must be at least %d: drain.preStopSeconds %v, server.drainSeconds %v and drain.marginSeconds %v" $v.terminationGracePeriodSeconds $needed $v.drain.preStopSeconds $v.server.drainSeconds $v.drain.marginSeconds) }}
+{{- end }}
+
+{{- if $v.tls.enabled }}
+{{- if and $v.tls.existingSecret $v.tls.certManager.enabled }}
+{{- $complaints = append $complaints (printf "tls.existingSecret: %s, and tls.certManager.enabled; must be one of the two" $v.tls.existingSecret) }}
+{{- else if not (or $v.tls.existingSecret $v.tls.certManager.enabled) }}
+{{- $complaints = append $complaints "tls.enabled: true without a certificate; must come with tls.existingSecret or tls.certManager.enabled" }}
+{{- end }}
+{{- if and $v.tls.certManager.enabled (not $v.tls.certManager.issuerRef.name) }}
+{{- $complaints = append $complaints "tls.certManager.issuerRef.name: not set; must name an issuer" }}
+{{- end }}
+{{- else if $v.tls.clientAuthentication }}
+{{- $complaints = append $complaints "tls.clientAuthentication: true without tls.enabled, which it needs" }}
+{{- end }}
+{{- if and $v.tokens.existingSecret $v.tokens.values }}
+{{- $complaints = append $complaints (printf "tokens.existingSecret: %s, and tokens.values; must be one of the two" $v.tokens.existingSecret) }}
+{{- end }}
+
+{{- $pods := int64 $v.replicaCount }}
+{{- with $v.autoscaling }}
+{{- if .enabled }}
+{{- $pods = int64 .minReplicas }}
+{{- if gt (int64 .minReplicas) (int64 .maxReplicas) }}
+{{- $complaints = append $complaints (printf "autoscaling.minReplicas: %v; must be at most autoscaling.maxReplicas, %v" .minReplicas .maxReplicas) }}
+{{- end }}
+{{- if not (or .targetCPUUtilizationPercentage .targetOpenCalls .metrics) }}
+{{- $complaints = append $complaints "autoscaling: nothing to scale by; must have targetCPUUtilizationPercentage, targetOpenCalls or metrics" }}
+{{- end }}
+{{- if and .targetCPUUtilizationPercentage (not (dig "requests" "cpu" "" $resources)) }}
+{{- $complaints = append $complaints "resources.requests.cpu: not set; must be, for autoscaling.targetCPUUtilizationPercentage is a share of it" }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range $v.extraEnv }}
+{{- if hasPrefix "PKPO_" .name }}
+{{- $complaints = append $complaints (printf "extraEnv: %s has no effect beside its flag; must be a value under server" .name) }}
+{{- end }}
+{{- end }}
+{{- with $v.podDisruptionBudget }}
+{{- if and .enabled (not (kindIs "invalid" .minAvailable)) }}
+{{- if not (kindIs "invalid" .maxUnavailable) }}
+{{- $complaints = append $complaints (printf "podDisruptionBudget: minAvailable %v and maxUnavailable %v; must be one of the two" .minAvailable .maxUnavailable) }}
+{{- else if and (not (kindIs "string" .minAvailable)) (gt $pods 1) (ge (int64 .minAvailable) $pods) }}
+{{- $complaints = append $complaints (printf "podDisruptionBudget.minAvailable: %v of %d pods; must be fewer, or no node can be drained" .minAvailable $pods) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and $v.monitoring.podMonitor.enabled $v.monitoring.serviceMonitor.enabled }}
+{{- $complaints = append $complaints "monitoring: podMonitor.enabled and serviceMonitor.enabled; must be one of the two, or every sample counts twice" }}
+{{- end }}
+
+{{- if eq $v.mode "sidecar" }}
+{{- if gt (int64 $v.server.workers) 1 }}
+{{- $complaints = append $complaints (printf "server.workers: %v with mode sidecar; must be 1, since processes cannot share a unix socket" $v.server.workers) }}
+{{- end }}
+{{- range $key, $set := dict "tls.enabled" $v.tls.enabled "tokens" (or $v.tokens.existingSecret $v.tokens.values) "autoscaling.enabled" $v.autoscaling.enabled "monitoring.serviceMonitor.enabled" $v.monitoring.serviceMonitor.enabled }}
+{{- if $set }}
+{{- $complaints = append $complaints (printf "%s: set with mode sidecar, which has no use for it" $key) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- with $complaints }}
+{{- fail (join "\n" . | printf "values that cannot be used:\n%s") }}
+{{- end }}
+{{- end }}

@@ -10,6 +10,7 @@ those of the parts that were compiled with it.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from hashlib import sha256
@@ -18,6 +19,7 @@ from typing import Any, TypeAlias
 
 import numba
 from numba import config, types
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
 
 Kernel: TypeAlias = Callable[..., Any]
 
@@ -43,16 +45,49 @@ def writes(scalar: Any) -> Any:
     return types.Array(scalar, 1, "C")
 
 
+_Locator: Any = CompileResultCacheImpl._locator_classes[0]  # that of NUMBA_CACHE_DIR; its name varies with numba
+
+
+class _ReadOnlyLocator(_Locator):  # type: ignore[misc]
+    """Finds NUMBA_CACHE_DIR where it can be read and not written to, which numba's own passes by."""
+
+    def ensure_cache_path(self) -> None:
+        path = self.get_cache_path()
+        if not os.path.isdir(path) or os.access(path, os.W_OK):
+            raise OSError(f"{path} is not there, or not read-only")
+
+
+class _ReadOnlyImplementation(CompileResultCacheImpl):
+    _locator_classes = [_ReadOnlyLocator]  # noqa: RUF012
+
+
+class _ReadOnlyCache(FunctionCache):
+    """What was compiled while a container image was built. What is missing is compiled anew in each process."""
+
+    _impl_class = _ReadOnlyImplementation
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        pass
+
+
+def _cache_of(function: Kernel) -> Any:
+    kinds: tuple[Any, ...] = (_ReadOnlyCache, FunctionCache)
+    for kind in kinds:
+        try:
+            cache = kind(function)
+        except RuntimeError:  # there is no such place
+            continue
+        cache._cache_file._source_stamp = (cache._cache_file._source_stamp, _STAMP)
+        return cache
+    return NullCache()
+
+
 def inlined(function: Kernel) -> Kernel:
     """A part of kernels, compiled with them."""
-    try:
-        dispatcher: Kernel = numba.njit(function, nogil=True, cache=True, error_model="numpy")
-    except RuntimeError:  # numba finds no place it may write a cache to: compile anew in each process
-        dispatcher = numba.njit(function, nogil=True, error_model="numpy")
-    cached = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
-    if cached is not None:
-        cached._source_stamp = (cached._source_stamp, _STAMP)
-    return dispatcher
+    dispatcher: Any = numba.njit(function, nogil=True, error_model="numpy")
+    if not config.DISABLE_JIT:  # type: ignore[attr-defined]
+        dispatcher._cache = _cache_of(function)
+    return dispatcher  # type: ignore[no-any-return]
 
 
 _compiling = threading.Lock()  # a dispatcher whose compiler is off refuses a second thread

@@ -1,0 +1,1 @@
+"""The Grafana dashboard, as code, and a picture of it from a Prometheus."""

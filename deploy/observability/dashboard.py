@@ -22,7 +22,7 @@ from deploy.observability.rows import CURVE_K, rows
 FILE = Path(__file__).parents[1] / "helm" / "pkpo" / "files" / "dashboard.json"
 
 
-class Firing(dashboard.AnnotationQuery):
+class Firing(dashboard.AnnotationQuery):  # type: ignore[misc, unused-ignore]
     """Marks on every graph, of the times our alerts fired; with the fields that the library's class does not know."""
 
     def to_json(self) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -103,10 +104,11 @@ def _stages(groups: int, n: int, effort: Effort) -> dict[str, float]:
 
 
 async def _counting(of: Callable[[Call], float], counted: Metrics, tally: Tally) -> float:
-    answered = Answered(metrics.TRANSFORM, Variant.SLOO_MINUS_ONE.name, "", tally, Stages(1e-5, 1e-4, 1e-5), 1e-3)
+    groups, variant, stages = tally.transformed, Variant.SLOO_MINUS_ONE.name, Stages(1e-5, 1e-4, 1e-5)
 
     def count() -> None:
-        counted.answered(answered)
-        counted.count()
+        # The curve is summed now and then, for many answers at once.
+        counted.answered(Answered(metrics.TRANSFORM, variant, "", replace(tally, transformed=groups), stages, 1e-3))
+        counted._count_answered()
 
     return of(count)

@@ -76,7 +76,8 @@ def stage_seconds() -> str:
 def failed_ratio(window: str = WINDOW) -> str:
     """Share of requests that were not answered through our fault."""
     return ratio(
-        total(rate("pkpo_requests_total", FAILED, window=window)), total(rate("pkpo_requests_total", window=window))
+        total(rate("pkpo_requests_total", FAILED, window=window)),
+        total(rate("pkpo_requests_total", 'code!="UNAUTHENTICATED"', window=window)),
     )
 
 

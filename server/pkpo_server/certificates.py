@@ -32,7 +32,7 @@ class Certificates:
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None, log: Log) -> None:
         self._paths = [path for path in (certificate, key, client_ca) if path is not None]
         self._log = log
-        self._seen = self._signature()
+        self._seen = self._complained = self._signature()
         self._first = self._configuration()
 
     @classmethod
@@ -55,12 +55,15 @@ class Certificates:
         seen = self._signature()
         if seen == self._seen:
             return None
-        self._seen = seen
         try:
             configuration = self._configuration()
         except UnusableCertificate as error:
-            self._log.error("certificate_unusable", message=f"{error}; the former one stays in use")
+            # Tried again at the next handshake, in case the files were only out of reach; said once.
+            if seen != self._complained:
+                self._log.error("certificate_unusable", message=f"{error}; the former one stays in use")
+            self._complained = seen
             return None
+        self._seen = seen
         self._log.info("certificate_changed", path=str(self._paths[0]))
         return configuration
 

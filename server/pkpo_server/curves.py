@@ -1,22 +1,27 @@
 """The pass@k curve of every training run, from the rewards it sends anyway.
 
-An evenly spread part of its groups is kept, and their max@k is estimated later, when nobody waits: the sums stay
-unbiased, and cost a run that sends much no more than one that sends little.
+A part of its groups is kept, drawn at random, and their max@k is estimated after the answer has left. Each group that
+is kept stands for as many as it was drawn from, so that the sums are those of all groups, but for chance; and a run
+that sends much takes no more time than one that sends little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 import pkpo_core
 from pkpo_core import RewardGroups
 
 CURVE_K = (1, 2, 4, 8, 16, 32, 64)
-# Of one batch, and of one run until it is summed. Estimating for so many takes about a tenth of a millisecond.
+# Kept of a run until it is summed, which then takes about half a millisecond, and three times that for uneven groups.
 MOST_REWARDS = 2**12
+# A counter that has once added 1e30 never moves again.
+LARGEST_REWARD = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,7 @@ class Point:
     """What is added to one k of a run's curve.
 
     Attributes:
-        groups: of at least k rewards.
+        groups: those of at least k rewards.
         positive, negative: the sums of their estimates above and below 0, both as magnitudes.
     """
 
@@ -34,83 +39,106 @@ class Point:
     negative: float
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Some groups of a batch, each of which stands for `weight` of them."""
+
+    groups: RewardGroups
+    weight: int
+
+
 @dataclass(slots=True)
 class _Kept:
-    batches: list[RewardGroups] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     rewards: int = 0
+    # Of so many groups one is kept, beyond what a batch by itself asks for.
+    thinning: int = 1
 
 
 class Curves:
-    """The groups kept of each run, until they are summed. Groups are kept on one thread, and summed on any."""
+    """What is kept of each run, until it is summed. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
-        self._turn = 0
-
-    def keep(self, run: str, groups: RewardGroups) -> None:
-        """Keeps a part of a batch, while there is room for the run."""
-        kept = self._kept.setdefault(run, _Kept())
-        if kept.rewards >= MOST_REWARDS:
-            return
-        self._turn += 1
-        part = spread(groups, self._turn)
-        if part is not None:
-            kept.batches.append(part)
-            kept.rewards += part.rewards.size
 
     def __bool__(self) -> bool:
         return bool(self._kept)
 
-    def summed(self, most_runs: int) -> Iterator[tuple[str, list[Point]]]:
-        """The points of the runs that have waited longest, and forgets what they come from."""
-        for run in list(self._kept)[:most_runs]:
-            kept = self._kept.pop(run, None)
-            if kept is not None and kept.batches:
-                yield run, points(_joined(kept.batches))
+    def keep(self, run: str, groups: RewardGroups) -> None:
+        """Keeps a part of a batch."""
+        kept = self._kept.setdefault(run, _Kept())
+        step = kept.thinning * -(-groups.layout.total // MOST_REWARDS)
+        _add(kept, drawn(Sample(groups, 1), step))
+        while kept.rewards > MOST_REWARDS and kept.thinning < 2**32:
+            # Whatever came before is thinned out like what will come, so that no part of the window counts for more.
+            samples, kept.samples, kept.rewards = kept.samples, [], 0
+            kept.thinning *= 2
+            for sample in samples:
+                _add(kept, drawn(sample, 2))
+
+    def summed(self) -> tuple[str, list[Point]]:
+        """The run that has waited longest and its points, whose samples are forgotten. There must be one."""
+        run = next(iter(self._kept))
+        return run, points(self._kept.pop(run).samples)
 
 
-def spread(groups: RewardGroups, turn: int) -> RewardGroups | None:
-    """About MOST_REWARDS of a batch: every so-and-so-manieth group, another first one every turn.
+def drawn(sample: Sample, step: int) -> Sample | None:
+    """Every so-and-so-manieth group, from one drawn at random on; None where that hits none.
 
-    None where the turn hits no group, or only groups larger than that.
+    But of those of more than MOST_REWARDS rewards none: the time that one takes would be that of many.
     """
-    layout, rewards = groups.layout, groups.rewards
-    step = -(-layout.total // MOST_REWARDS)
     if step == 1:
-        return groups
-    start, n = turn % step, layout.uniform_size
+        return sample
+    groups = sample.groups
+    layout, rewards = groups.layout, groups.rewards
+    start, n = random.randrange(step), layout.uniform_size
     if n is not None:
-        if n > MOST_REWARDS or start >= layout.number_of_groups:
+        if start >= layout.number_of_groups or n > MOST_REWARDS:
             return None
-        return RewardGroups(rewards.reshape(-1, n)[start::step].reshape(-1), n)
-    numbers = np.arange(start, layout.number_of_groups, step)
-    numbers = numbers[layout.sizes[numbers] <= MOST_REWARDS]
-    sizes = layout.sizes[numbers]
-    # Uneven groups may add up to more.
-    within = int(sizes.cumsum().searchsorted(2 * MOST_REWARDS, side="right"))
-    numbers, sizes = numbers[:within], sizes[:within]
-    if numbers.size == 0:
-        return None
-    begins = layout.offsets[numbers].astype(np.int64)
-    places = np.arange(sizes.sum()) + np.repeat(begins - (sizes.cumsum() - sizes), sizes)
-    return RewardGroups(rewards[places], sizes)
+        part = RewardGroups(rewards.reshape(-1, n)[start::step].reshape(-1), n)
+    else:
+        numbers = np.arange(start, layout.number_of_groups, step)
+        numbers = numbers[layout.sizes[numbers] <= MOST_REWARDS]
+        if numbers.size == 0:
+            return None
+        sizes = layout.sizes[numbers]
+        begins = layout.offsets[numbers].astype(np.int64)
+        places = np.arange(sizes.sum()) + np.repeat(begins - (sizes.cumsum() - sizes), sizes)
+        part = RewardGroups(rewards[places], sizes)
+    return Sample(part, sample.weight * step)
 
 
-def points(groups: RewardGroups) -> list[Point]:
-    """The curve's points that some groups have, by pkpo_core.estimate."""
-    largest = groups.layout.uniform_size or int(groups.sizes.max())
+def points(samples: Sequence[Sample]) -> list[Point]:
+    """The curve's points that some groups have, by pkpo_core.estimate.
+
+    Groups with a reward beyond LARGEST_REWARD are left out.
+    """
+    if not samples:
+        return []
+    groups, weights = _joined(samples)
+    largest = np.maximum.reduceat(np.abs(groups.rewards), groups.offsets[:-1].astype(np.int64))
+    weights = np.where(largest <= LARGEST_REWARD, weights, 0)
+    most = groups.layout.uniform_size or int(groups.sizes.max())
     found = []
-    for estimate in pkpo_core.estimate(groups, [k for k in CURVE_K if k <= largest]):
-        values = estimate.values[~np.isnan(estimate.values)]
-        above, below = values[values > 0].sum(), values[values < 0].sum()
-        found.append(Point(estimate.k, values.size, float(above), float(-below)))
+    for estimate in pkpo_core.estimate(groups, [k for k in CURVE_K if k <= most]):
+        there = ~np.isnan(estimate.values) & (weights > 0)
+        values, counted = estimate.values[there], weights[there]
+        above, below = values > 0, values < 0
+        positive, negative = values[above] @ counted[above], values[below] @ counted[below]
+        found.append(Point(estimate.k, int(counted.sum()), float(positive), float(-negative)))
     return found
 
 
-def _joined(batches: list[RewardGroups]) -> RewardGroups:
-    if len(batches) == 1:
-        return batches[0]
-    sizes = {batch.layout.uniform_size for batch in batches}
+def _add(kept: _Kept, sample: Sample | None) -> None:
+    if sample is not None:
+        kept.samples.append(sample)
+        kept.rewards += sample.groups.layout.total
+
+
+def _joined(samples: Sequence[Sample]) -> tuple[RewardGroups, NDArray[np.int64]]:
+    """The groups of all end to end, and the weight of each."""
+    weights = np.repeat([sample.weight for sample in samples], [sample.groups.number_of_groups for sample in samples])
+    sizes = {sample.groups.layout.uniform_size for sample in samples}
     size = sizes.pop() if len(sizes) == 1 else None
-    rewards = np.concatenate([batch.rewards for batch in batches])
-    return RewardGroups(rewards, size or np.concatenate([batch.sizes for batch in batches]))
+    rewards = np.concatenate([sample.groups.rewards for sample in samples], dtype=np.float64)
+    return RewardGroups(rewards, size or np.concatenate([sample.groups.sizes for sample in samples])), weights

@@ -44,10 +44,7 @@ def constants_table() -> str:
     """What is fixed, and may be good to know."""
     rows = (
         ("Rewards (times passes over them) up to which a batch is computed at once, not in a thread", f"{INLINE_COST}"),
-        (
-            "Rewards of one batch, and of one run in a tenth of a second, that its pass@k curve comes from",
-            f"{curves.MOST_REWARDS}",
-        ),
+        ("Rewards of a run that are kept for its pass@k curve until they are summed", f"{curves.MOST_REWARDS}"),
         ("Lines about refused requests in a second, before they are only counted", f"{REFUSAL_LINES_PER_SECOND}"),
     )
     return _table(("What", "Value"), rows)

@@ -15,6 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+# Each costs some kilobytes for as long as its caller likes.
+MOST_WATCHERS = 1024
 _SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
@@ -29,6 +31,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._services = frozenset(("", *services))
         self._status = _NOT_SERVING
         self._over = False
+        self._watchers = 0
         self._changed = asyncio.Event()
 
     def serve(self) -> None:
@@ -48,10 +51,19 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
         """The status now and after every change."""
+        if self._watchers >= MOST_WATCHERS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"there are {MOST_WATCHERS} watchers already")
+        self._watchers += 1
+        try:
+            await self._tell(request.service, context)
+        finally:
+            self._watchers -= 1
+
+    async def _tell(self, service: str, context: Any) -> None:
         told = None
         while True:
             changed, over = self._changed, self._over
-            status = self._status if request.service in self._services else _SERVICE_UNKNOWN
+            status = self._status if service in self._services else _SERVICE_UNKNOWN
             if status != told:
                 await context.write(health_pb2.HealthCheckResponse(status=status))
                 told = status

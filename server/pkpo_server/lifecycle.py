@@ -151,7 +151,8 @@ class Server:
         return server
 
     def _health_server(self, health: Health) -> aio.Server:
-        server = aio.server(options=_options(self._settings, self._place.shared))
+        options = dict(_options(self._settings, self._place.shared)) | {"grpc.max_receive_message_length": 2**12}
+        server = aio.server(options=tuple(options.items()))
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         return server
 

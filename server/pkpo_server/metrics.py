@@ -18,15 +18,13 @@ from prometheus_client.registry import Collector
 from pkpo import __version__
 from pkpo_core import Variant
 from pkpo_server.codec import Tally
-from pkpo_server.curves import Curves, Point
+from pkpo_server.curves import Curves
 from pkpo_server.prometheus import Definition
 
 TRANSFORM, TRANSFORM_STREAM, ESTIMATE, GET_SERVER_INFO = "Transform", "TransformStream", "Estimate", "GetServerInfo"
 METHODS = (TRANSFORM, TRANSFORM_STREAM, ESTIMATE, GET_SERVER_INFO)
 # What is answered meanwhile is counted together.
 COUNTING_SECONDS = 0.05
-# Of those that wait for their curve; the others' turn is next. Each holds the event loop for about 0.2 ms.
-CURVES_AT_ONCE = 4
 NO_VARIANT, UNKNOWN_VARIANT = "none", "unknown"
 NO_RUN, OTHER_RUN = "none", "other"
 OTHER_REASON = "other"
@@ -124,7 +122,8 @@ MAX_AT_K_GROUPS = Definition(
     Counter,
     "pkpo_max_at_k_groups_total",
     "groups",
-    "Groups in that sum: those of at least k rewards; of large batches an evenly spread part.",
+    "Groups in that sum: those of at least k rewards. Where there are many some are drawn, and each counts for all that"
+    " it was drawn from.",
     ("run", "k"),
 )
 SUM_OF_K = Definition(
@@ -266,8 +265,8 @@ class Metrics:
         self._curves = Curves()
         self._open_calls = open_calls
         self._counting_soon = False
-        # Registered first, it is read first.
-        registry.register(_BeforeReading(self.count))
+        # Registered first, it is read first. Curves stay for the event loop, which they belong to.
+        registry.register(_BeforeReading(self._count_answered))
         self._built = {definition: definition.build(registry) for definition in DEFINITIONS}
         variants = [variant.name for variant in Variant]
         variants_of = {
@@ -320,6 +319,10 @@ class Metrics:
         self._requests[method, variant, code].inc()
         self._seconds[method].observe(seconds)
 
+    def refused_unread(self, method: str, code: grpc.StatusCode) -> None:
+        """A request was refused before it was looked at, which takes no time worth telling of."""
+        self._requests[method, undecoded_variant(method), code].inc()
+
     def refused(self, reason: str) -> None:
         """It was not answered with a result."""
         self._refused[reason if reason in REASONS else OTHER_REASON].inc()
@@ -327,10 +330,15 @@ class Metrics:
     def answered(self, answered: Answered) -> None:
         """It was answered with a result. To be called on the event loop."""
         self._uncounted.append(answered)
-        if answered.tally.transformed is not None:
-            self._curves.keep(self._run(answered.run_id), answered.tally.transformed)
-            answered.tally.transformed = None
+        transformed, answered.tally.transformed = answered.tally.transformed, None
         self.count_soon()
+        if transformed is not None:
+            try:
+                self._curves.keep(self._run(answered.run_id), transformed)
+            except Exception as error:
+                # The answer is there, and leaves whether it is counted or not.
+                context = {"message": "rewards were not counted", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(context)
 
     def count_soon(self) -> None:
         """Something changed that is read off now and then. To be called on the event loop."""
@@ -341,36 +349,38 @@ class Metrics:
     def _count_now(self) -> None:
         self._counting_soon = False
         try:
-            self._count_uncounted()
-            self._count_curves(CURVES_AT_ONCE)
+            self._count_answered()
         finally:
-            if self._curves:
-                self.count_soon()
+            try:
+                if self._curves:
+                    self._count_curve()
+            finally:
+                if self._uncounted or self._curves:
+                    self.count_soon()
 
     def count(self) -> None:
-        """Counts what was answered meanwhile. May be called by any thread."""
-        self._count_uncounted()
-        self._count_curves(self._max_run_ids + 2)
+        """Counts all that was answered meanwhile. To be called on the event loop."""
+        self._count_answered()
+        while self._curves:
+            self._count_curve()
 
-    def _count_uncounted(self) -> None:
-        self._open_calls_now.set(self._open_calls())
+    def _count_answered(self) -> None:
+        # By any thread.
         while self._uncounted:
             try:
                 answered = self._uncounted.popleft()
             except IndexError:
-                return  # another thread was faster
+                break  # another thread was faster
             self._count(answered)
+        self._open_calls_now.set(self._open_calls())
 
-    def _count_curves(self, most_runs: int) -> None:
-        for run, points in self._curves.summed(most_runs):
-            for point in points:
-                self._count_point(run, point)
-
-    def _count_point(self, run: str, point: Point) -> None:
-        k = str(point.k)
-        self._series(MAX_AT_K_GROUPS, run, k).inc(point.groups)
-        for sign, magnitude in zip(SIGNS, (point.positive, point.negative), strict=True):
-            self._series(MAX_AT_K, run, k, sign).inc(magnitude)
+    def _count_curve(self) -> None:
+        run, points = self._curves.summed()
+        for point in points:
+            k = str(point.k)
+            self._series(MAX_AT_K_GROUPS, run, k).inc(point.groups)
+            for sign, magnitude in zip(SIGNS, (point.positive, point.negative), strict=True):
+                self._series(MAX_AT_K, run, k, sign).inc(magnitude)
 
     def _count(self, answered: Answered) -> None:
         variant, tally = answered.variant, answered.tally

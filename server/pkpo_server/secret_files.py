@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# Device, inode, modification and size; None where there is no file.
-Signature = tuple[int, int, int, int] | None
+# Device, inode, change of content or mode, and size; None where there is no file.
+Signature = tuple[int, int, int, int, int] | None
 
 
 def signature(path: Path) -> Signature:
@@ -14,4 +14,4 @@ def signature(path: Path) -> Signature:
         status = path.stat()
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size

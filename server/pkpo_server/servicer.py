@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -31,7 +31,7 @@ from pkpo_server.exchange import (
 from pkpo_server.refusal import Draining, InvalidRequest, NotReady, Refusal, Unauthenticated
 from pkpo_server.request_id import request_id
 from pkpo_server.stream import Stream
-from pkpo_server.tokens import HEADER, Tokens
+from pkpo_server.tokens import Tokens
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RewardTransformService"].full_name
 VERSION_KEY, REQUEST_ID_KEY = "pkpo-server-version", "pkpo-request-id"
@@ -66,7 +66,14 @@ class RewardTransformServicer:
             ESTIMATE.method: unary(partial(self._answer_unary, ESTIMATE)),
             metrics.GET_SERVER_INFO: unary(self._get_server_info),
         }
-        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+        known = grpc.method_handlers_generic_handler(SERVICE, handlers)
+        return known if self._tokens is None else _Guarded(known, self._tokens, self._refuse_stranger)
+
+    async def _refuse_stranger(self, method: str, context: Any) -> None:
+        caller = _caller(method, context)
+        refusal = Unauthenticated()
+        self._account_unread(refusal, caller)
+        await _abort(context, caller, refusal)
 
     def serve(self) -> None:
         """From now on calls are answered; before, they are refused as not ready."""
@@ -132,7 +139,7 @@ class RewardTransformServicer:
         await _abort(context, caller, failure)
 
     async def _serve_stream(self, context: Any, caller: Caller) -> None:
-        stream = Stream(context, self._means, caller, self._stream_in_flight)
+        stream = Stream(context, self._means, caller, self._stream_in_flight, self._tokens)
         self._streams.add(stream)
         self._means.metrics.open_streams.inc()
         try:
@@ -147,8 +154,6 @@ class RewardTransformServicer:
     def _admit(self, caller: Caller) -> None:
         """Lets a call in, which must leave. Raises Refusal, accounted for."""
         try:
-            if self._tokens is not None and not self._tokens.allow(_authorization(caller.metadata)):
-                raise Unauthenticated
             if self._draining:
                 raise Draining
             if not self._ready:
@@ -164,8 +169,7 @@ class RewardTransformServicer:
         self._means.metrics.count_soon()
 
     def _account_unread(self, refusal: Refusal, caller: Caller) -> None:
-        variant = metrics.undecoded_variant(caller.method)
-        self._means.metrics.finished(caller.method, variant, refusal.code, 0)
+        self._means.metrics.refused_unread(caller.method, refusal.code)
         log_refusal(refusal, caller, self._means)
 
 
@@ -202,11 +206,26 @@ def _caller(method: str, context: Any) -> Caller:
     return Caller(method, name, traceparent, context.peer, deadline, metadata)
 
 
-def _authorization(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
-    for key, value in metadata:
-        if key == HEADER and isinstance(value, str):
-            return value
-    return None
+class _Guarded(grpc.GenericRpcHandler):
+    """Calls that need a token. Who has none is refused before the message is read, however large it is."""
+
+    def __init__(
+        self, known: grpc.GenericRpcHandler, tokens: Tokens, refuse: Callable[[str, Any], Awaitable[None]]
+    ) -> None:
+        self._known = known
+        self._tokens = tokens
+        self._refuse = refuse
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        handler = self._known.service(handler_call_details)
+        if handler is None or self._tokens.allow(handler_call_details.invocation_metadata):
+            return handler
+        method = handler_call_details.method.rpartition("/")[2]
+
+        async def refuse(_: Any, context: Any) -> None:
+            await self._refuse(method, context)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _names(caller: Caller) -> tuple[tuple[str, str], ...]:

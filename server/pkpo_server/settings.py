@@ -170,7 +170,9 @@ class Settings:
         10000,
         "runs",
     )
-    reflection: bool = _field(Setting(bool, True, "Let clients ask which services and messages there are."))
+    reflection: bool = _field(
+        Setting(bool, True, "Let clients ask which services and messages there are. Not where `tokens` is set.")
+    )
     log_level: str = _field(
         Setting(str, "info", "Least severe log line to write.", choices=("debug", "info", "warning", "error"))
     )
@@ -186,6 +188,10 @@ class Settings:
                     f"{flag(name)} ({variable(name)}): {getattr(self, name)} without {flag(needed)}"
                     f" ({variable(needed)}), which it needs"
                 )
+        if self.health_port and self.health_port == self.port and self.unix_socket is None:
+            raise InvalidSettings(
+                f"--health-port (PKPO_HEALTH_PORT): {self.health_port} is --port (PKPO_PORT); must be another"
+            )
         if self.unix_socket is None:
             return
         if self.workers > 1:

@@ -14,7 +14,8 @@ from grpc import aio
 
 from pkpo_server import codec
 from pkpo_server.exchange import STREAM_MESSAGE, Caller, Exchange, Means
-from pkpo_server.refusal import Draining, Refusal
+from pkpo_server.refusal import Draining, Refusal, Unauthenticated
+from pkpo_server.tokens import Tokens
 
 # A stream that fails waits so long for the answers before to be taken.
 FAILED_FLUSH_SECONDS = 1.0
@@ -28,12 +29,16 @@ class Stream:
         means: what answering takes.
         caller: who asked.
         in_flight: how many messages are answered at once.
+        tokens: those that are let in; None lets everyone in.
     """
 
-    def __init__(self, context: Any, means: Means, caller: Caller, in_flight: int) -> None:
+    def __init__(
+        self, context: Any, means: Means, caller: Caller, in_flight: int, tokens: Tokens | None = None
+    ) -> None:
         self._context = context
         self._means = means
         self._caller = caller
+        self._tokens = tokens
         self._room = asyncio.Semaphore(in_flight)
         self._answers: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._computing: set[asyncio.Task[None]] = set()
@@ -47,7 +52,8 @@ class Stream:
 
         Raises:
             Draining: messages received are answered, and no more are read.
-            InvalidRequest: a message that cannot be answered under its number, because it has none.
+            Unauthenticated: the caller's token is not known any more.
+        InvalidRequest: a message that cannot be answered under its number, because it has none.
         """
         self._reader = asyncio.create_task(self._read())
         writer = asyncio.create_task(self._write())
@@ -85,6 +91,8 @@ class Stream:
             self._idle = False
             if raw is aio.EOF:
                 return
+            if self._tokens is not None and not self._tokens.allow(self._caller.metadata):
+                raise Unauthenticated  # its token was taken back meanwhile
             exchange = Exchange(self._means, self._caller, STREAM_MESSAGE, raw)
             del raw
             try:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
+import secrets
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pkpo_server.logs import Log
 from pkpo_server.secret_files import Signature, signature
 
-HEADER = "authorization"
-_SCHEME = "bearer "
+_HEADER, _SCHEME = "authorization", "bearer "
 LOOKING_SECONDS = 1.0
+SHORTEST_TOKEN = 16
+# Left over by editors and by those who write another file and rename it.
+_NO_SECRETS = ("~", ".new", ".tmp", ".bak")
 
 
 class UnusableTokens(Exception):
@@ -23,30 +26,32 @@ class Tokens:
     """The tokens that are let in.
 
     Args:
-        path: a file of tokens, one a line, or a folder whose files (but for hidden ones) are such.
+        path: a file of tokens, one a line, or a folder whose files (but for hidden and temporary ones) are such. Empty
+            lines and those that begin with # are none.
         log: where a change is written.
 
     Raises:
-        UnusableTokens: they cannot be read, or there are none.
+        UnusableTokens: they cannot be read, one is too short, or there are none.
     """
 
     def __init__(self, path: Path, log: Log) -> None:
         self._path = path
         self._log = log
+        # Digests under a key that nobody knows: how long a look-up takes tells nothing of the tokens.
+        self._key = secrets.token_bytes(32)
         self._looked = time.monotonic()
-        self._seen = self._signature()
+        self._seen = self._complained = self._signature()
         self._digests = self._read()
         if not self._digests:
             raise UnusableTokens(f"{path} holds no token")
 
-    def allow(self, authorization: str | None) -> bool:
-        """Whether a call with this header is let in."""
+    def allow(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> bool:
+        """Whether a call with this metadata is let in."""
         self._look()
-        if authorization is None or authorization[: len(_SCHEME)].lower() != _SCHEME:
+        given = next((value for key, value in metadata or () if key == _HEADER), "")
+        if not isinstance(given, str) or given[: len(_SCHEME)].lower() != _SCHEME:
             return False
-        given = _digest(authorization[len(_SCHEME) :].strip().encode())
-        # All are compared, and as digests: the time says neither how much is right nor of which.
-        return sum(hmac.compare_digest(given, digest) for digest in self._digests) > 0
+        return self._digest(given[len(_SCHEME) :].strip().encode()) in self._digests
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -59,16 +64,23 @@ class Tokens:
         try:
             self._digests = self._read()
         except UnusableTokens as error:
-            self._log.error("tokens_unusable", message=f"{error}; the former ones stay in use")
+            # Tried again at the next look, in case the files were only out of reach; said once.
+            if seen != self._complained:
+                self._log.error("tokens_unusable", message=f"{error}; the former ones stay in use")
+            self._complained = seen
         else:
+            self._seen = seen
             self._log.info("tokens_changed", path=str(self._path), tokens=len(self._digests))
-        self._seen = seen
 
     def _files(self) -> list[Path]:
         if not self._path.is_dir():
             return [self._path]
         # Hidden ones are how the volume of a secret is kept.
-        return sorted(path for path in self._path.iterdir() if not path.name.startswith("."))
+        return sorted(
+            path
+            for path in self._path.iterdir()
+            if path.is_file() and not path.name.startswith(".") and not path.name.endswith(_NO_SECRETS)
+        )
 
     def _signature(self) -> tuple[tuple[Path, Signature], ...] | None:
         try:
@@ -76,13 +88,21 @@ class Tokens:
         except OSError:
             return None
 
-    def _read(self) -> list[bytes]:
+    def _read(self) -> frozenset[bytes]:
         try:
-            lines = [line.strip() for path in self._files() for line in path.read_bytes().splitlines()]
+            return frozenset(self._digest(token) for path in self._files() for token in _tokens(path))
         except OSError as error:
             raise UnusableTokens(f"cannot read tokens from {self._path}: {error.strerror or error}") from error
-        return [_digest(line) for line in lines if line]
+
+    def _digest(self, token: bytes) -> bytes:
+        return hmac.digest(self._key, token, "sha256")
 
 
-def _digest(token: bytes) -> bytes:
-    return hashlib.sha256(token).digest()
+def _tokens(path: Path) -> Iterator[bytes]:
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        token = line.strip()
+        if not token or token.startswith(b"#"):
+            continue
+        if len(token) < SHORTEST_TOKEN:
+            raise UnusableTokens(f"{path}: line {number} has {len(token)} bytes; a token must have {SHORTEST_TOKEN}")
+        yield token

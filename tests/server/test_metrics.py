@@ -25,7 +25,7 @@ from live_server import LiveServer, poll
 from pkpo import packed
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
-from pkpo_core import Variant
+from pkpo_core import RewardGroups, Variant
 from pkpo_server.codec import Tally
 from pkpo_server.metrics import COUNTING_SECONDS, DEFINITIONS, STAGES, Answered, Metrics, Stages
 
@@ -126,31 +126,51 @@ def test_a_transform_is_counted(fresh: LiveServer, fresh_stub: Any) -> None:
 
 def test_a_run_has_its_curve_and_its_k(fresh: LiveServer, fresh_stub: Any) -> None:
     difference = Difference(fresh)
+    groups = 'pkpo_max_at_k_groups_total{k="1",run="run/b"}'
     # One of four solved: pass@1, 2, 4 are 1/4, 1/2, 1.
-    fresh_stub.Transform(request([0, 0, 0, 1] * 3, run_id="run/a", k=[3]))
-    fresh_stub.Transform(request([-1, -1, -1, 1], run_id="run/a", k=[1]))
-    fresh_stub.Transform(request([0, 0, 0, 1], run_id="run/a", variant=pb.VARIANT_GRPO, k=[]))
-    fresh_stub.Transform(request([0, 0, 0, 1], run_id="run/a", variant=pb.VARIANT_TZSM, k=[0]))
+    fresh_stub.Transform(request([0, 0, 0, 1] * 3, run_id="run/b", k=[3]))
+    fresh_stub.Transform(request([-1, -1, -1, 1], run_id="run/b", k=[1]))
+    fresh_stub.Transform(request([0, 0, 0, 1], run_id="run/b", variant=pb.VARIANT_GRPO, k=[]))
+    fresh_stub.Transform(request([0, 0, 0, 1], run_id="run/b", variant=pb.VARIANT_TZSM, k=[0]))
+    poll(lambda: fresh.metrics().get(groups) == 6, "curve")
     changed = difference.now()
     for k, solved, negative in ((1, 0.25, 0.5), (2, 0.5, 0), (4, 1, 0)):
-        assert changed[f'pkpo_max_at_k_groups_total{{k="{k}",run="run/a"}}'] == 6
+        assert changed[f'pkpo_max_at_k_groups_total{{k="{k}",run="run/b"}}'] == 6
         # Of -1, -1, -1, 1: max@1, 2, 4 are -1/2, 0, 1.
         positive = 5 * solved + (1 if k == 4 else 0)
-        assert changed[f'pkpo_max_at_k_sum_total{{k="{k}",run="run/a",sign="positive"}}'] == pytest.approx(positive)
-        assert changed.get(f'pkpo_max_at_k_sum_total{{k="{k}",run="run/a",sign="negative"}}', 0) == negative
-    assert changed['pkpo_k_sum_total{run="run/a"}'] == 3 * 3 + 1 + 4
-    assert changed['pkpo_k_groups_total{run="run/a"}'] == 3 + 1 + 1
+        assert changed[f'pkpo_max_at_k_sum_total{{k="{k}",run="run/b",sign="positive"}}'] == pytest.approx(positive)
+        assert changed.get(f'pkpo_max_at_k_sum_total{{k="{k}",run="run/b",sign="negative"}}', 0) == negative
+    assert changed['pkpo_k_sum_total{run="run/b"}'] == 3 * 3 + 1 + 4
+    assert changed['pkpo_k_groups_total{run="run/b"}'] == 3 + 1 + 1
     assert not any('k="8"' in name for name in changed)
 
 
+def test_stages_are_told_apart() -> None:
+    registry = CollectorRegistry()
+    counters = Metrics(registry, 8)
+
+    async def answer() -> None:
+        counters.answered(Answered("Transform", "S", "", Tally(2, 8), Stages(read=0.1, compute=0.2, write=0.3), 1.0))
+        counters.count()
+
+    asyncio.run(answer())
+    for stage, seconds in {"read": 0.1, "compute": 0.2, "write": 0.3, "wait": 0.4}.items():
+        labels = {"method": "Transform", "stage": stage}
+        assert registry.get_sample_value("pkpo_stage_seconds_total", labels) == pytest.approx(seconds)
+
+
 @pytest.mark.parametrize("groups", [2, 5000])
-def test_the_stages_add_up_to_the_whole(groups: int, fresh: LiveServer, fresh_stub: Any) -> None:
+def test_a_request_s_stages_are_those_of_its_work(groups: int, fresh: LiveServer, fresh_stub: Any) -> None:
+    """A bootstrap computes far longer than it reads or writes; what is computed is what the variant took."""
     difference = Difference(fresh)
-    fresh_stub.Transform(request(np.random.default_rng(0).random(32 * groups), 32))
+    message = request(np.random.default_rng(0).random(32 * groups), 32, k=[16], variant=pb.VARIANT_PASSK_BOOTSTRAP)
+    fresh_stub.Transform(message)
     changed = difference.now()
-    stages = [changed.get(f'pkpo_stage_seconds_total{{method="Transform",stage="{stage}"}}', 0.0) for stage in STAGES]
-    assert all(seconds > 0 for seconds in stages)
-    assert sum(stages) == pytest.approx(changed['pkpo_request_seconds_sum{method="Transform"}'])
+    stages = {s: changed.get(f'pkpo_stage_seconds_total{{method="Transform",stage="{s}"}}', 0.0) for s in STAGES}
+    assert all(seconds > 0 for seconds in stages.values())
+    assert stages["compute"] == pytest.approx(changed['pkpo_kernel_seconds_total{variant="PASSK_BOOTSTRAP"}'])
+    if groups > 2:
+        assert stages["compute"] > stages["read"] + stages["write"]
 
 
 def test_open_calls_are_told_against_their_limit(fresh: LiveServer, fresh_stub: Any) -> None:
@@ -238,6 +258,49 @@ def test_the_text_is_well_formed(fresh: LiveServer) -> None:
     ours = [family for family in families if family.name.startswith("pkpo_")]
     assert {family.name for family in ours} == {each.name.removesuffix("_total") for each in DEFINITIONS}
     assert all(family.documentation for family in ours)
+
+
+def test_a_curve_that_fails_costs_no_answer_and_stops_no_counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = CollectorRegistry()
+    counters = Metrics(registry, 8)
+    groups = RewardGroups(np.array([0.0, 1.0]), 2)
+    failures = [MemoryError()]
+    keep = counters._curves.keep
+
+    def failing_once(run: str, kept: RewardGroups) -> None:
+        if failures:
+            raise failures.pop()
+        keep(run, kept)
+
+    monkeypatch.setattr(counters._curves, "keep", failing_once)
+    told: list[str] = []
+
+    async def answer() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+        for _ in range(3):
+            tally = Tally(groups=1, rewards=2, transformed=groups)
+            counters.answered(Answered("Transform", "S", "", tally, Stages(1e-5, 1e-4, 1e-5), 1e-3))
+        await asyncio.sleep(4 * COUNTING_SECONDS)
+
+    asyncio.run(answer())
+    assert told == ["rewards were not counted"]
+    assert registry.get_sample_value("pkpo_groups_total", {"variant": "S", "run": "none"}) == 3
+    assert registry.get_sample_value("pkpo_max_at_k_groups_total", {"k": "1", "run": "none"}) == 2
+
+
+def test_runs_take_turns_for_their_curves() -> None:
+    """One each time, so that nobody waits for many."""
+    registry = CollectorRegistry()
+    counters = Metrics(registry, 8)
+
+    async def answer() -> None:
+        for run in "abc":
+            tally = Tally(groups=1, rewards=2, transformed=RewardGroups(np.array([0.0, 1.0]), 2))
+            counters.answered(Answered("Transform", "S", run, tally, Stages(1e-5, 1e-4, 1e-5), 1e-3))
+        await asyncio.sleep(10 * COUNTING_SECONDS)
+
+    asyncio.run(answer())
+    assert [registry.get_sample_value("pkpo_max_at_k_groups_total", {"k": "2", "run": run}) for run in "abc"] == [1] * 3
 
 
 def test_promtool_finds_nothing_to_say(fresh: LiveServer) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -117,21 +119,42 @@ def test_a_new_certificate_counts_for_new_connections_and_breaks_no_old_one(
             with channel(address, other) as new:
                 assert transformed(new) == ANSWER
             assert transformed(old) == ANSWER
-        assert server.log_lines("certificate_changed")
+        poll(lambda: server.log_lines("certificate_changed"), "line")
 
 
 def test_what_cannot_be_used_leaves_the_former_certificate(identity: Identity, authority: trustme.CA) -> None:
+    other = trustme.CA()
     with serving(*identity.flags) as server:
         address = started(server)
         identity.key.write_text("half a key")
-        with channel(address, authority) as new:
-            assert transformed(new) == ANSWER
-        (line,) = server.log_lines("certificate_unusable")
+        for _ in range(2):
+            with channel(address, authority) as new:
+                assert transformed(new) == ANSWER
+        (line,) = poll(lambda: server.log_lines("certificate_unusable"), "line")
         assert str(identity.key) in line["message"]
-        identity.issue(authority)
-        with channel(address, authority) as again:
+        identity.issue(other)
+        with channel(address, other) as again:
             assert transformed(again) == ANSWER
-        assert server.log_lines("certificate_changed")
+        poll(lambda: server.log_lines("certificate_changed"), "line")
+
+
+def test_files_that_were_out_of_reach_count_once_they_are_not(
+    identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing about them need have changed meanwhile: descriptors may have been short."""
+    said = Said()
+    certificates = Certificates(identity.certificate, identity.key, None, said)  # type: ignore[arg-type]
+    identity.issue(trustme.CA())
+    read, short = Path.read_bytes, [OSError("too many open files")] * 2
+
+    def reading(path: Path) -> bytes:
+        if short:
+            raise short.pop()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    assert [certificates._changed() is None for _ in range(4)] == [True, True, False, True]
+    assert [event for event, _ in said.lines] == ["certificate_unusable", "certificate_changed"]
 
 
 def test_clients_must_show_a_certificate_that_the_ca_signed(identity: Identity, authority: trustme.CA) -> None:
@@ -143,6 +166,12 @@ def test_clients_must_show_a_certificate_that_the_ca_signed(identity: Identity, 
             assert refused(impostor) is grpc.StatusCode.UNAVAILABLE
         with channel(address, authority, shown=authority.issue_cert("trainer")) as known:
             assert transformed(known) == ANSWER
+        other = trustme.CA()
+        identity.client_ca.write_bytes(other.cert_pem.bytes())
+        with channel(address, authority, shown=other.issue_cert("trainer")) as newly_known:
+            assert transformed(newly_known) == ANSWER
+        with channel(address, authority, shown=authority.issue_cert("trainer")) as known_no_more:
+            assert refused(known_no_more) is grpc.StatusCode.UNAVAILABLE
 
 
 def test_plaintext_is_not_spoken_where_tls_is(identity: Identity) -> None:
@@ -169,10 +198,13 @@ def test_what_cannot_be_used_at_the_start_ends_it(flag: str, identity: Identity,
         assert str(empty) in line["message"]
 
 
+FIRST, SECOND, THIRD = "first-of-the-tokens", "second-of-the-tokens", "third-of-the-tokens"
+
+
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[tuple[LiveServer, Path]]:
     tokens = tmp_path / "tokens"
-    tokens.write_text("first\n\nsecond\n")
+    tokens.write_text(f"# whose they are\n{FIRST}\n\n{SECOND}\n")
     with LiveServer("--tokens", str(tokens), "--health-port", "0") as server:
         yield server, tokens
 
@@ -192,49 +224,149 @@ def test_every_call_needs_a_token_and_health_does_not(guarded: tuple[LiveServer,
     with grpc.insecure_channel(server.address) as open_channel:
         stub: Any = pb_grpc.RewardTransformServiceStub(open_channel)
         for name, call in CALLS.items():
-            for header in (None, "Bearer wrong", "Basic first", "first", "Bearer", "Bearer first second"):
+            for header in (
+                None,
+                "Bearer wrong",
+                f"Basic {FIRST}",
+                FIRST,
+                "Bearer",
+                f"Bearer {FIRST} {SECOND}",
+                "Bearer # whose they are",
+            ):
                 metadata = [("authorization", header)] if header else None
                 with pytest.raises(grpc.RpcError) as caught:
                     call(stub, timeout=20, metadata=metadata)
                 assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED, (name, header)  # type: ignore[attr-defined]
-            for header in ("Bearer first", "bearer second"):
+            for header in (f"Bearer {FIRST}", f"bearer {SECOND}"):
                 call(stub, timeout=20, metadata=[("authorization", header)])
         answer = health_pb2_grpc.HealthStub(open_channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     samples = server.metrics()
-    assert samples['pkpo_refused_total{reason="unauthenticated"}'] == 6 * len(CALLS)
-    assert samples['pkpo_requests_total{code="UNAUTHENTICATED",method="Estimate",variant="none"}'] == 6
-    assert not any("first" in line or "wrong" in line for line in server.raw_log())
+    assert samples['pkpo_refused_total{reason="unauthenticated"}'] == 7 * len(CALLS)
+    assert samples['pkpo_requests_total{code="UNAUTHENTICATED",method="Estimate",variant="none"}'] == 7
+    # Refused before anything was looked at, they take no time worth telling of.
+    assert samples['pkpo_request_seconds_count{method="Transform"}'] == 2
+    assert not any(FIRST in line or "wrong" in line for line in server.raw_log())
+
+
+def test_a_stranger_s_message_is_not_read(guarded: tuple[LiveServer, Path]) -> None:
+    server, _ = guarded
+    server_process = psutil.Process(server.process.pid)
+    before = server_process.memory_info().rss
+    most, over = [before], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            most[0] = max(most[0], server_process.memory_info().rss)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(server.address, options=options) as open_channel:
+        call: Any = open_channel.unary_unary("/pkpo.v1.RewardTransformService/Transform")
+        futures = [call.future(bytes(30 * 2**20), timeout=60) for _ in range(8)]
+        assert {future.code() for future in futures} == {grpc.StatusCode.UNAUTHENTICATED}
+    over.set()
+    watching.join()
+    assert most[0] - before < 120 * 2**20  # of 240; read, they would take 450
 
 
 def test_rotated_tokens_count_soon(guarded: tuple[LiveServer, Path]) -> None:
     server, tokens = guarded
     with grpc.insecure_channel(server.address) as open_channel:
-        assert transformed(open_channel, "first") == ANSWER
-        tokens.write_text("second\nthird\n")
+        assert transformed(open_channel, FIRST) == ANSWER
+        tokens.write_text(f"{SECOND}\n{THIRD}\n")
         time.sleep(LOOKING_SECONDS)
-        assert transformed(open_channel, "third") == ANSWER
-        assert transformed(open_channel, "second") == ANSWER
-        assert refused(open_channel, "first") is grpc.StatusCode.UNAUTHENTICATED
-        (line,) = server.log_lines("tokens_changed")
+        assert transformed(open_channel, THIRD) == ANSWER
+        assert transformed(open_channel, SECOND) == ANSWER
+        assert refused(open_channel, FIRST) is grpc.StatusCode.UNAUTHENTICATED
+        (line,) = poll(lambda: server.log_lines("tokens_changed"), "line")
         assert line["tokens"] == 2
         tokens.unlink()
         time.sleep(LOOKING_SECONDS)
-        assert transformed(open_channel, "third") == ANSWER
-        assert server.log_lines("tokens_unusable")
+        assert transformed(open_channel, THIRD) == ANSWER
+        poll(lambda: server.log_lines("tokens_unusable"), "line")
 
 
-def test_the_files_of_a_folder_all_count_but_for_hidden_ones(tmp_path: Path) -> None:
-    (tmp_path / "team-a").write_text("a1\na2\n")
-    (tmp_path / "team-b").write_text("b1")
-    (tmp_path / "..data").write_text("hidden")
-    tokens = Tokens(tmp_path, Said())  # type: ignore[arg-type]
-    assert [tokens.allow(f"Bearer {token}") for token in ("a1", "a2", "b1", "hidden", "")] == [True] * 3 + [False] * 2
+def test_a_token_that_was_taken_back_ends_its_stream(guarded: tuple[LiveServer, Path]) -> None:
+    server, tokens = guarded
+    message = pb.TransformStreamRequest(sequence=1, request=REQUEST)
+    go_on = threading.Event()
+
+    def messages() -> Iterator[pb.TransformStreamRequest]:
+        yield message
+        go_on.wait(60)
+        yield message
+
+    with grpc.insecure_channel(server.address) as open_channel:
+        stub: Any = pb_grpc.RewardTransformServiceStub(open_channel)
+        answers = stub.TransformStream(messages(), metadata=[("authorization", f"Bearer {FIRST}")], timeout=60)
+        assert next(answers).sequence == 1
+        tokens.write_text(f"{SECOND}\n")
+        time.sleep(LOOKING_SECONDS)
+        go_on.set()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+
+
+def allows(tokens: Tokens, token: str) -> bool:
+    return tokens.allow([("user-agent", "test"), ("authorization", f"Bearer {token}")])
+
+
+def test_the_files_of_a_folder_all_count_but_for_hidden_and_temporary_ones(tmp_path: Path) -> None:
+    """Laid out as the volume of a Kubernetes Secret, which swaps one link for another."""
+
+    def mount(number: int, **files: str) -> None:
+        data = tmp_path / f"..{number}"
+        data.mkdir()
+        for name, text in files.items():
+            (data / name).write_text(text)
+            if not (tmp_path / name).is_symlink():
+                (tmp_path / name).symlink_to(Path("..data") / name)
+        (tmp_path / "..next").symlink_to(data.name)
+        (tmp_path / "..next").replace(tmp_path / "..data")
+
+    mount(1, a=f"{FIRST}\n{SECOND}\n", b=THIRD)
+    (tmp_path / ".hidden").write_text("h" * 20)
+    (tmp_path / "a~").write_text("o" * 20)
+    (tmp_path / "a.new").write_text("n" * 20)
+    (tmp_path / "lost+found").mkdir()
+    said = Said()
+    tokens = Tokens(tmp_path, said)  # type: ignore[arg-type]
+    assert [allows(tokens, token) for token in (FIRST, SECOND, THIRD)] == [True] * 3
+    assert not any(allows(tokens, token) for token in ("h" * 20, "o" * 20, "n" * 20, ""))
     assert not tokens.allow(None)
+    mount(2, a=SECOND)  # without b, whose link now leads nowhere
+    tokens._looked -= LOOKING_SECONDS
+    assert [allows(tokens, token) for token in (FIRST, SECOND, THIRD)] == [False, True, False]
+    assert [event for event, _ in said.lines] == ["tokens_changed"]
 
 
-@pytest.mark.parametrize("content", [None, "", " \n\n"])
-def test_no_token_where_some_ought_to_be_is_an_error(tmp_path: Path, content: str | None) -> None:
+def test_tokens_that_were_out_of_reach_count_once_they_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(FIRST)
+    said = Said()
+    tokens = Tokens(path, said)  # type: ignore[arg-type]
+    path.write_text(SECOND)
+    read, short = Path.read_bytes, [OSError("too many open files")] * 2
+
+    def reading(path: Path) -> bytes:
+        if short:
+            raise short.pop()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    known = []
+    for _ in range(3):
+        tokens._looked -= LOOKING_SECONDS
+        known.append((allows(tokens, FIRST), allows(tokens, SECOND)))
+    assert known == [(True, False), (True, False), (False, True)]
+    assert [event for event, _ in said.lines] == ["tokens_unusable", "tokens_changed"]
+
+
+@pytest.mark.parametrize("content", [None, "", " \n\n", "# none\n", "short", f"{FIRST}\nhalf"])
+def test_no_token_or_one_too_short_is_an_error(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "tokens"
     if content is not None:
         path.write_text(content)

@@ -105,6 +105,7 @@ BAD = [
     (["--tls-key", "k"], {}, ["--tls-key", "without --tls-certificate (PKPO_TLS_CERTIFICATE)"]),
     ([], {"PKPO_TLS_CERTIFICATE": "c"}, ["PKPO_TLS_CERTIFICATE", "without --tls-key"]),
     (["--tls-client-ca", "a"], {}, ["--tls-client-ca", "without --tls-key"]),
+    (["--health-port", "9", "--port", "9"], {}, ["--health-port", "9 is --port"]),
     (["--health-port", "65536"], {}, ["--health-port", "0 to 65535"]),
     (["--port", "x" * 1000], {}, ["--port", "..."]),
 ]

@@ -89,6 +89,17 @@ def test_two_workers_share_a_port_and_a_metrics_endpoint(pair: LiveServer) -> No
     assert after['pkpo_groups_total{run="none",variant="S"}'] == 2 * calls
     assert after['pkpo_request_seconds_count{method="Transform"}'] == 2 * calls
     assert after[IN_FLIGHT] == 0
+    over = threading.Event()
+
+    def nothing() -> Iterator[pb.TransformStreamRequest]:
+        over.wait(60)
+        yield from ()
+
+    with connect(pair) as channel:
+        answers = pb_grpc.RewardTransformServiceStub(channel).TransformStream(nothing())
+        poll(lambda: pair.metrics()["pkpo_open_calls"] == 1, "an open call")
+        over.set()
+        assert list(answers) == []
     poll(lambda: pair.metrics()["pkpo_open_calls"] == 0, "no open call")
     assert (before["pkpo_open_calls_limit"], before["pkpo_threads"] >= 2) == (2 * 1024, True)
     poll(lambda: pair.metrics().get('pkpo_max_at_k_groups_total{k="2",run="none"}') == 2 * calls, "curves")

@@ -105,7 +105,7 @@ CASES: Mapping[str, Case] = {
         tls={**_TLS, "clientAuthentication": True, "clientCaSecret": "clients"},
     ),
     "cert-manager": _case(tls={"enabled": True, "certManager": {**_ISSUER, "dnsNames": ["pkpo.example.com"]}}),
-    "tokens": _case(tokens={"values": ["one", "two=="]}),
+    "tokens": _case(tokens={"values": ["token-of-one-team", "token-of-another=="]}),
     "tokens, existing": _case("Secret/tokens", tokens={"existingSecret": "tokens"}),
     "autoscaling": _case(autoscaling={"enabled": True}),
     "autoscaling by open calls": _case(
@@ -183,7 +183,7 @@ CASES: Mapping[str, Case] = {
         imagePullSecrets=[{"name": "registry"}],
         service={"port": 443},
         tls={**_TLS, "clientAuthentication": True},
-        tokens={"values": ["one"]},
+        tokens={"values": ["token-of-one-team"]},
         autoscaling={"enabled": True, "targetOpenCalls": 64},
         networkPolicy={"grpcFrom": [{"namespaceSelector": {"matchLabels": {"team": "training"}}}]},
         monitoring={

@@ -194,7 +194,7 @@ def test_rules_and_dashboard_are_the_files(render: Render) -> None:
 
 def test_tokens_of_the_values_are_lines_of_a_secret(render: Render) -> None:
     (secret,) = of(render("tokens", NEWEST), "Secret")
-    assert secret["stringData"] == {"tokens": "one\ntwo==\n"}
+    assert secret["stringData"] == {"tokens": "token-of-one-team\ntoken-of-another==\n"}
     assert not of(render("tokens, existing", NEWEST), "Secret")
 
 

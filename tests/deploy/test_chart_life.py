@@ -69,8 +69,8 @@ def test_a_token_or_certificate_that_changes_restarts_nothing() -> None:
         templates = [
             next(each for each in helm.render(values).manifests if each["kind"] == "Deployment")["spec"]["template"]
             for values in (
-                {"tokens": {"values": ["one"]}},
-                {"tokens": {"values": ["two"]}},
+                {"tokens": {"values": ["token-of-one-team"]}},
+                {"tokens": {"values": ["token-of-another"]}},
                 {"server": {"maxRunIds": 5}},
             )
         ]

@@ -37,7 +37,7 @@ DASHBOARD = json.loads((FILES / "dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 ASKING = [panel for panel in PANELS if panel["type"] != "text"]
 JOBS = {"pkpo": "rl", "pkpo-eval": "eval"}
-TOKEN = "rehearsal"
+TOKEN = "of-the-rehearsal"
 WINDOW_SECONDS = 6
 # Each group of a run has the same rewards, or one of two that take turns, so that the curve is known exactly.
 SOLVED = [1, 0, 0, 0, 1, 0, 0, 0]

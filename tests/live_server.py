@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -51,6 +51,7 @@ class LiveServer:
     Args:
         flags: added to the command line.
         env: added to the environment; PKPO_* of this process are not passed on.
+        within: what goes in front of the command, such as `ip netns exec NAME`.
         wait: whether entering waits until the server reports SERVING.
 
     Attributes:
@@ -59,17 +60,20 @@ class LiveServer:
         metrics_address: host:port of its metrics.
     """
 
-    def __init__(self, *flags: str, env: Mapping[str, str] | None = None, wait: bool = True) -> None:
+    def __init__(
+        self, *flags: str, env: Mapping[str, str] | None = None, within: Sequence[str] = (), wait: bool = True
+    ) -> None:
         self._flags = ("--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", *flags)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PKPO_")}
         self._env = {**inherited, **(env or {})}
+        self._within = within
         self._wait = wait
         self._lines: list[str] = []
         self.process: subprocess.Popen[str]
 
     def __enter__(self) -> LiveServer:
         self.process = subprocess.Popen(
-            [SERVER_PYTHON, "-m", "pkpo_server", *self._flags],
+            [*self._within, SERVER_PYTHON, "-m", "pkpo_server", *self._flags],
             env=self._env,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

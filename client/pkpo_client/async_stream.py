@@ -53,7 +53,8 @@ class AsyncStream(Generic[ArrayT]):
         with self._clock.going():
             while not self._window.head_is_done:
                 await self._receive_arrived()
-                self._client._give_up_overdue(self._window, self._clock.now())
+                if self._client._give_up_overdue(self._window, self._clock.now()):
+                    await self._drop_call()
                 if await self._do_next() or self._window.head_is_done:
                     continue
                 if await self._pull():

@@ -1,7 +1,8 @@
 """The channel to the service: where it is, who is calling, and what gRPC does unasked.
 
-gRPC itself retries (UNAVAILABLE and RESOURCE_EXHAUSTED, with backoff, heeding the server's pushback), waits for a
-connection, balances over all addresses of a name, and notices dead connections. All of it is said here, once.
+gRPC itself retries (UNAVAILABLE, RESOURCE_EXHAUSTED and what a server cancels, with backoff, heeding the server's
+pushback), waits for a connection, balances over all addresses of a name, and notices dead connections. All of it is
+said here, once.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "5s",
                 "backoffMultiplier": 3,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+                # A server that stops cancels a call that arrives at that very moment. What we cancel is not tried again.
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
             },
         },
     ],
@@ -58,11 +60,15 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     # A peer that vanished without a word is noticed within the default timeout, while calls are under way.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 8_000),
+    # gRPC heeds the time above where the other machine is gone. Where only the process stands still, it heeds this one.
+    ("grpc.http2.ping_timeout_ms", 8_000),
     ("grpc.http2.max_pings_without_data", 0),
     # A service that comes back is found within seconds; gRPC's default is up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 3_000),
+    # Servers may all be replaced by others within gRPC's default of 30 s, and calls would wait for addresses that long.
+    ("grpc.dns_min_time_between_resolutions_ms", 5_000),
 )
 
 

@@ -192,18 +192,26 @@ class Remote(ABC):
     def _is_connected(self) -> bool:
         """Whether there is a connection to the service just now."""
 
-    def _give_up_overdue(self, window: Window, now: float) -> None:
-        """Ends what a stream has waited for too long: computed here while the service is away, else an error."""
+    def _give_up_overdue(self, window: Window, now: float) -> bool:
+        """Ends what a stream has waited for too long: computed here while the service is away, else an error.
+
+        Returns:
+            Whether the call is to be given up too, for nothing comes from it.
+        """
         overdue = window.overdue()
         if not overdue:
-            return
+            return False
         connected = not window.broken and self._is_connected()
+        silent = connected and window.heard_nothing_since(overdue[0])
         if not connected and self._engine is not None:
             self._outage.begin(now - overdue[0].started)
             window.recall()
-            return
+            return False
         for item in overdue:
             window.give_up(item, self._late(now - item.started, connected))
+        if silent:
+            window.recall()
+        return silent
 
     def _error(self, failure: Any, waited: float, connected: bool) -> PkpoError:
         """The error of a call that gRPC says failed."""

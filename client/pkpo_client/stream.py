@@ -51,7 +51,8 @@ class Stream(Generic[ArrayT]):
         with self._clock.going():
             while not self._window.head_is_done:
                 self._receive_arrived()
-                self._client._give_up_overdue(self._window, self._clock.now())
+                if self._client._give_up_overdue(self._window, self._clock.now()):
+                    self._drop_call()
                 if self._do_next() or self._window.head_is_done:
                     continue
                 if self._batches is not None and self._window.has_room:

@@ -16,11 +16,12 @@ from typing import Any
 
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_client import codec
-from pkpo_client.errors import Cancelled, Overloaded, PkpoError, Unavailable
+from pkpo_client.errors import Cancelled, Overloaded, PkpoError, ServerError, Unavailable
 from pkpo_client.status import error_of_message
 from pkpo_client.work import Batch, Operation, Work
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 2.0
+_MOST_RESETS = 3
 
 
 class Clock:
@@ -115,6 +116,7 @@ class Window:
         self._sequence = 0
         self._breaks = 0
         self._resume_at = 0.0
+        self._quiet_since = 0.0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -165,6 +167,7 @@ class Window:
     def receive(self, response: pb.TransformStreamResponse) -> None:
         """A message has arrived."""
         self._breaks = 0
+        self._quiet_since = self._clock.now()
         item = self._in_flight.pop(response.sequence, None)
         if item is None:
             return  # of a batch that was given up
@@ -191,7 +194,7 @@ class Window:
         # A server that goes away may end its streams politely, or cancel them; either way the rest was not answered.
         if isinstance(error, Overloaded) and error.retry_after is not None:
             self.recall(error.retry_after)
-        elif error is None or isinstance(error, (Unavailable, Cancelled)):
+        elif error is None or isinstance(error, (Unavailable, Cancelled)) or self._was_reset(error):
             self._breaks += 1
             backoff = min(_FIRST_BACKOFF * 2 ** (self._breaks - 1), _LONGEST_BACKOFF)
             self.recall(backoff * random.uniform(0.8, 1.2))
@@ -200,9 +203,15 @@ class Window:
             for item in in_flight.values():
                 item.fail(error)
 
+    def _was_reset(self, error: PkpoError) -> bool:
+        # A proxy whose server died resets its streams, and gRPC calls that INTERNAL, as it would a server's own fault.
+        # A fault comes again; then the batch that provokes it, sent alone after a break, learns of it.
+        return isinstance(error, ServerError) and error.code == "INTERNAL" and self._breaks < _MOST_RESETS
+
     def recall(self, delay: float = 0.0) -> None:
         """Everything in flight is to be sent again, and nothing is sent for `delay` seconds."""
-        self._resume_at = self._clock.now() + delay
+        self._quiet_since = self._clock.now()
+        self._resume_at = self._quiet_since + delay
         for item in self._in_flight.values():
             item.in_flight = False
         self._in_flight.clear()
@@ -211,6 +220,10 @@ class Window:
         """The batches whose time is up."""
         now = self._clock.now()
         return [item for item in self._items if item.deadline <= now and item.work is not None]
+
+    def heard_nothing_since(self, item: Item) -> bool:
+        """Whether no message has arrived since a batch was admitted, on a call that is no younger."""
+        return self._quiet_since <= item.started
 
     def give_up(self, item: Item, error: PkpoError) -> None:
         """The batch fails; should its answer still arrive, it is ignored."""

@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ import pytest
 from live_server import LiveServer
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc
-from pkpo_client import AsyncClient, Client, ClientClosed, DeadlineExceeded, InvalidArgument, LocalClient
+from pkpo_client import AsyncClient, Client, ClientClosed, DeadlineExceeded, InvalidArgument, LocalClient, channel
 from pkpo_client.channel import Endpoint
 
 ROWS = np.random.default_rng(3).random((3, 6))
@@ -331,10 +332,27 @@ def test_calls_of_a_client_are_balanced_over_all_addresses(local: LocalClient) -
             assert any("Transform" in name and value >= 5 for name, value in each.metrics().items())
 
 
+def test_a_server_that_stands_still_is_left_for_another(monkeypatch: pytest.MonkeyPatch, local: LocalClient) -> None:
+    """Its machine acknowledges what it is sent, so only unanswered pings tell. All times are a twentieth here."""
+    hasty = tuple((name, value // 20 if name.endswith("_ms") else value) for name, value in channel._OPTIONS)
+    monkeypatch.setattr(channel, "_OPTIONS", hasty)
+    with LiveServer() as one, LiveServer() as other, Client(f"ipv4:{one.address},{other.address}") as client:
+        for _ in range(20):
+            client.transform(ROWS, 3)
+        one.process.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(6):
+                np.testing.assert_array_equal(client.transform(ROWS, 3), local.transform(ROWS, 3))
+        finally:
+            one.process.send_signal(signal.SIGCONT)
+
+
 def test_what_the_page_says_of_times_is_what_channels_are_told() -> None:
     page = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
     told = dict(Endpoint("localhost:50051")._options())
     noticed = (told["grpc.keepalive_time_ms"] + told["grpc.keepalive_timeout_ms"]) // 1000
     assert f"within {noticed} s" in page
     assert f"within {told['grpc.max_reconnect_backoff_ms'] // 1000} s" in page
+    assert told["grpc.http2.ping_timeout_ms"] == told["grpc.keepalive_timeout_ms"]
     assert told["grpc.http2.max_pings_without_data"] == 0
+    assert f"at most every {told['grpc.dns_min_time_between_resolutions_ms'] // 1000} s" in page

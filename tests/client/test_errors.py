@@ -115,7 +115,7 @@ def test_details_that_are_none_leave_the_status_as_it_is(flavour: Any, proxy: An
         flavour.call(proxy.address, "transform", ROWS, 2)
 
 
-@pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"])
 def test_what_passes_is_tried_again(flavour: Any, proxy: Any, code: str) -> None:
     proxy.faults["Transform"] = deque([lambda context: context.abort(grpc.StatusCode[code], "not now")] * 2)
     assert flavour.call(proxy.address, "transform", ROWS, 2).shape == (2, 3)

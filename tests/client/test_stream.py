@@ -277,6 +277,53 @@ def test_a_batch_without_an_answer_fails_at_its_turn_and_the_others_do_not(
     assert [isinstance(each, DeadlineExceeded) for each in gave] == [False, False, True, False, False]
 
 
+def test_a_stream_that_has_fallen_silent_is_given_up_with_the_batch_it_left_unanswered(
+    flavour: Any, proxy: Any, local: LocalClient
+) -> None:
+    def silent_at_first(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        if proxy.calls["TransformStream"] > 1:
+            yield from proxy.pass_on(requests, context)
+        for _ in requests:
+            pass
+
+    proxy.stream = silent_at_first
+    given = batches(6)
+    gave = flavour.stream(proxy.address, given, 4, in_flight=2, timeout=1.0)
+    assert isinstance(gave[0], DeadlineExceeded)
+    check(gave[2:], given[2:], local)
+    assert proxy.calls["TransformStream"] == 2
+
+
+def test_a_stream_reset_by_what_stands_between_goes_on_in_another(flavour: Any, proxy: Any, local: LocalClient) -> None:
+    """As nginx and Envoy reset the streams of a server that died."""
+
+    def reset_twice(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        if proxy.calls["TransformStream"] <= 2:
+            next(requests)
+            context.abort(grpc.StatusCode.INTERNAL, "reset")
+        yield from proxy.pass_on(requests, context)
+
+    proxy.stream = reset_twice
+    given = batches(5)
+    check(flavour.stream(proxy.address, given, 4), given, local)
+
+
+def test_a_batch_that_breaks_every_stream_fails_and_the_others_do_not(
+    flavour: Any, proxy: Any, local: LocalClient
+) -> None:
+    def breaking(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        for request in requests:
+            if first_rewards(request) == 2.0:
+                context.abort(grpc.StatusCode.INTERNAL, "a fault")
+            yield from proxy.pass_on(iter([request]), context)
+
+    proxy.stream = breaking
+    given = [np.full((1, 3), float(i)) for i in range(5)]
+    gave = flavour.stream(proxy.address, given, 2)
+    assert [isinstance(each, ServerError) for each in gave] == [False, False, True, False, False]
+    assert gave[2].code == "INTERNAL"
+
+
 def test_time_in_which_nobody_waits_does_not_count(server: LiveServer) -> None:
     with Client(server.address) as client:
         client.transform(ROWS, 4)

@@ -9,7 +9,7 @@ PYTHON_DEPLOY ?= $(shell for p in python3.13 python3.12 $(PYTHON); do $$p -c '' 
 
 RUN_DIR ?= runs/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo serve train test test-trainer test-deploy manifests lint bench performance proto clean
+.PHONY: setup demo serve train test test-trainer test-deploy manifests lint bench performance capacity proto clean
 
 setup: $(VENV)/test
 
@@ -54,6 +54,10 @@ bench: $(VENV)/test $(VENV)-verl/installed
 # Everything, and the page and the pictures that tell of it.
 performance: $(VENV)/test $(VENV)-verl/installed
 	$(BIN)/python -m benchmarks in_process served workers start memory budget servers growth --write docs/performance.md
+
+# What a fleet needs, and the page that tells of it.
+capacity: $(VENV)/test
+	$(BIN)/python -m benchmarks fleet --write docs/capacity.md
 
 # The stubs, by the generator that proto/requirements.txt pins.
 proto: $(VENV)-proto/installed

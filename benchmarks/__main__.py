@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import budget, growth, in_process, memory, page, served, servers, start, workers
+from benchmarks import budget, fleet, growth, in_process, memory, page, served, servers, start, workers
 from benchmarks.measurement import Effort
 from benchmarks.table import BAR_HEADER, Result, markdown
 
@@ -22,6 +22,7 @@ REPORTS: dict[str, Callable[[Effort], str]] = {
     "budget": budget.report,
     "servers": servers.report,
     "growth": growth.report,
+    "fleet": fleet.report,
 }
 
 

@@ -42,7 +42,7 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "5s",
                 "backoffMultiplier": 3,
-                # A server that stops cancels a call that arrives at that very moment. What we cancel is not tried again.
+                # A server that stops cancels a call that arrives at that very moment. What we cancel is not.
                 "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
             },
         },

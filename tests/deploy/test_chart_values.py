@@ -54,7 +54,10 @@ REFUSED: list[tuple[Mapping[str, Any], str]] = [
     ({"tls": {"enabled": True, "existingSecret": "one", "certManager": _ISSUER}}, "tls.existingSecret: one, and"),
     ({"tls": {"enabled": True, "certManager": {"enabled": True}}}, "tls.certManager.issuerRef.name: not set"),
     ({"tls": {"clientAuthentication": True}}, "tls.clientAuthentication: true without tls.enabled"),
-    ({"tokens": {"existingSecret": "one", "values": ["token-of-another"]}}, "tokens.existingSecret: one, and tokens.values"),
+    (
+        {"tokens": {"existingSecret": "one", "values": ["token-of-another"]}},
+        "tokens.existingSecret: one, and tokens.values",
+    ),
     ({"podDisruptionBudget": {"minAvailable": 1, "maxUnavailable": 1}}, "minAvailable 1 and maxUnavailable 1"),
     ({"podDisruptionBudget": {"minAvailable": 2}}, "podDisruptionBudget.minAvailable: 2 of 2 pods"),
     (

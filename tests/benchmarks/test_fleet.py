@@ -1,0 +1,58 @@
+"""The simulation agrees with the queues whose waiting times are known, and the page has a place for what it says."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.queues import Queues, poisson, simulate  # noqa: E402
+
+CALLS = 200_000
+
+
+def erlang_b(servers: int, offered: float) -> float:
+    """The share of calls that find all servers busy, where nobody waits."""
+    terms = [offered**i / math.factorial(i) for i in range(servers + 1)]
+    return terms[-1] / sum(terms)
+
+
+@pytest.mark.parametrize(("at_once", "load"), [(1, 0.3), (1, 0.8), (2, 0.6), (4, 0.8)])
+def test_exponential_services_wait_as_erlang_says(at_once: int, load: float) -> None:
+    rng = np.random.default_rng(1)
+    blocked = erlang_b(at_once, load * at_once)
+    delayed = blocked / (1 - load * (1 - blocked))  # Erlang C
+    outcome = simulate(poisson(load * at_once, CALLS, rng), rng.exponential(1.0, CALLS), Queues(1, at_once), rng)
+    assert np.mean(outcome.waited > 0) == pytest.approx(delayed, rel=0.03)
+    assert np.mean(outcome.waited) == pytest.approx(delayed / (at_once * (1 - load)), rel=0.08)
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+def test_equal_services_at_many_workers_wait_as_pollaczek_and_khinchine_say(load: float) -> None:
+    rng = np.random.default_rng(2)
+    outcome = simulate(poisson(5 * load, CALLS, rng), np.ones(CALLS), Queues(5), rng)
+    assert np.mean(outcome.waited) == pytest.approx(load / (2 * (1 - load)), rel=0.05)
+
+
+def test_a_full_worker_refuses_as_erlang_says() -> None:
+    rng = np.random.default_rng(3)
+    outcome = simulate(
+        poisson(2.0, CALLS, rng), rng.exponential(1.0, CALLS), Queues(1, at_once=3, most_open=3, attempts=1), rng
+    )
+    assert outcome.failed == pytest.approx(erlang_b(3, 2.0), rel=0.03)
+    assert outcome.refused == outcome.failed * CALLS
+
+
+def test_what_is_refused_comes_again() -> None:
+    rng = np.random.default_rng(4)
+    both_at_once = simulate(np.zeros(2), np.full(2, 0.01), Queues(1, most_open=1), rng)
+    assert both_at_once.refused == 1
+    assert not both_at_once.failed
+    assert 0.05 <= both_at_once.waited.max() <= 0.15
+    assert simulate(np.zeros(2), np.full(2, 9.0), Queues(1, most_open=1), rng).failed == 0.5

@@ -137,7 +137,7 @@ def _compared(costs: Costs, loaded: list[Calls], effort: Effort, rng: np.random.
         for percentile in (50, 99):
             was, said = _typical(calls.times, percentile), float(np.percentile(simulated, percentile))
             cells += [microseconds(was), microseconds(said), f"{said / was:.2f}"]
-        rows.append((f"{rate:.0f}", f"{microseconds(seconds)}", f"{rate * seconds:.0%}", *cells))
+        rows.append((f"{rate:.0f}", microseconds(seconds), f"{rate * seconds:.0%}", *cells))
     header = (
         "calls/s",
         "processor, us a call",
@@ -254,9 +254,10 @@ def _column(costs: Costs, run: Run, number: int, effort: Effort, rng: np.random.
     left = Queues(fleet.pods - 1, most_open=MOST_OPEN)
     waited = _waited(costs, costs.of(run), fleet.rate, left, effort, rng)
     yield "wait with a pod gone, p99, ms (simulated)", _milliseconds(waited)
-    all_at_once = np.sort(rng.uniform(0.0, BURST_SECONDS, number))
+    steps = effort.of(number, min(number, 100))
+    all_at_once = rng.uniform(0.0, BURST_SECONDS, steps)
     burst = simulate(
-        all_at_once, costs.services(costs.call[run.name], number, rng), Queues(fleet.pods, most_open=MOST_OPEN), rng
+        all_at_once, costs.services(costs.call[run.name], steps, rng), Queues(fleet.pods, most_open=MOST_OPEN), rng
     )
     yield "all step in one second: wait, p99, ms (simulated)", _milliseconds(burst.waited)
     yield f"and refused {ATTEMPTS} times (simulated)", f"{burst.failed:.0%}"

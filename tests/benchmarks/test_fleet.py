@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import page  # noqa: E402
 from benchmarks.queues import Queues, poisson, simulate  # noqa: E402
 
 CALLS = 200_000
@@ -56,3 +58,15 @@ def test_what_is_refused_comes_again() -> None:
     assert not both_at_once.failed
     assert 0.05 <= both_at_once.waited.max() <= 0.15
     assert simulate(np.zeros(2), np.full(2, 9.0), Queues(1, most_open=1), rng).failed == 0.5
+
+
+@pytest.mark.timeout(600)
+def test_the_report_is_written_and_the_page_has_a_place_for_it() -> None:
+    command = [sys.executable, "-m", "benchmarks", "fleet", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nan" not in done.stdout
+    for table in ("One worker", "the same simulated", "How many runs", "100,000 ordinary"):
+        assert table in done.stdout
+    written = page.with_tables((ROOT / "docs" / "capacity.md").read_text(), {"fleet": done.stdout})
+    assert done.stdout in written

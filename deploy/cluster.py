@@ -65,6 +65,9 @@ class Cluster:
             return 200, {"major": major, "minor": minor, "gitVersion": f"v{self.version}.0"}
         if path in ("/api", "/apis"):
             return 200, _discovery(path)
+        group_version = path.removeprefix("/apis/").removeprefix("/api/")
+        if group_version in KINDS:
+            return 200, _resource_list(group_version)
         if method == "GET" and path.endswith("/secrets"):
             return 200, {"kind": "SecretList", "apiVersion": "v1", "items": list(self._selected(path, selector))}
         merge = method == "PATCH" and "merge-patch" in kind
@@ -160,6 +163,15 @@ def _group(group_version: str) -> Manifest:
         "metadata": {"name": group},
         "versions": [{"version": version, "freshness": "Current", "resources": resources}],
     }
+
+
+def _resource_list(group_version: str) -> Manifest:
+    """The kinds of one group, in the form that a chart's own look-ups ask for."""
+    resources = [
+        {"name": plural(kind), "singularName": kind.lower(), "namespaced": True, "kind": kind, "verbs": ["get", "list"]}
+        for kind in KINDS[group_version]
+    ]
+    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources}
 
 
 def plural(kind: str) -> str:

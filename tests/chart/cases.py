@@ -31,7 +31,6 @@ _EVERYTHING_EXTRA = {
     "commonLabels": {"team": "reinforcement-learning"},
     "image": {"registry": "my-registry:5000", "repository": "ml/pkpo", "tag": "1.2.3", "pullPolicy": "Always"},
     "imagePullSecrets": [{"name": "registry"}],
-    "extraArgs": ["--log-level=debug"],
     "extraEnv": [
         {"name": "GRPC_VERBOSITY", "value": "{{ .Release.Name }}"},
         {"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "{{ .Release.Name }}-extra", "key": "one"}}},

@@ -35,7 +35,10 @@ def _helm(arguments: list[str], helm: Helm) -> None:
     parser.add_argument("chart", nargs="?", default="")
     parser.add_argument("--namespace", default="default")
     parser.add_argument("--create-namespace", action="store_true")
-    parser.add_argument("--reuse-values", action="store_true")
+    parser.add_argument("--reset-then-reuse-values", action="store_true")
+    # Nothing in this cluster ever becomes ready.
+    parser.add_argument("--wait", action="store_true")
+    parser.add_argument("--timeout", default="5m")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--values", action="append", default=[])
     given = parser.parse_args(arguments)
@@ -47,7 +50,9 @@ def _helm(arguments: list[str], helm: Helm) -> None:
         asyncio.run(helm_sdkpy.Install(configuration).run(given.name, chart, **options, server_side_apply=True))
     elif given.action == "upgrade":
         asyncio.run(
-            helm_sdkpy.Upgrade(configuration).run(given.name, chart, **options, reuse_values=given.reuse_values)
+            helm_sdkpy.Upgrade(configuration).run(
+                given.name, chart, **options, reuse_values=given.reset_then_reuse_values
+            )
         )
     elif given.action == "uninstall":
         asyncio.run(helm_sdkpy.Uninstall(configuration).run(given.name, wait=False))

@@ -215,7 +215,6 @@ def test_what_users_add_is_there(render: Render) -> None:
     server = pod["containers"][0]
     assert server["image"] == "my-registry:5000/ml/pkpo:1.2.3"
     assert server["env"][0] == {"name": "GRPC_VERBOSITY", "value": "pkpo"}
-    assert server["args"][-1] == "--log-level=debug"
     for key in (
         *("nodeSelector", "tolerations", "priorityClassName", "schedulerName", "runtimeClassName", "hostAliases"),
         *("dnsPolicy", "dnsConfig"),

@@ -54,6 +54,21 @@ def test_a_release_is_installed_changed_changed_back_and_gone() -> None:
         assert applied(helm) == {}
 
 
+def test_autoscaling_begins_from_the_pods_there_are() -> None:
+    """An absent number of replicas would be 1, and all others would end at once."""
+    with running_helm("1.30") as helm:
+        helm.install({"replicaCount": 4})
+        for autoscaling in ({"enabled": True}, {"enabled": True, "minReplicas": 6}):
+            release = helm.upgrade({"autoscaling": autoscaling})
+            (deployment,) = (each for each in release.manifests if each["kind"] == "Deployment")
+            assert deployment["spec"]["replicas"] == max(4, autoscaling.get("minReplicas", 2))
+        (live,) = (each for path, each in helm.cluster.manifests.items() if path.endswith("/deployments/pkpo"))
+        live["spec"]["replicas"] = 9  # as the autoscaler does
+        release = helm.upgrade({"autoscaling": {"enabled": True, "minReplicas": 6}})
+        (deployment,) = (each for each in release.manifests if each["kind"] == "Deployment")
+        assert deployment["spec"]["replicas"] == 9
+
+
 def test_an_upgrade_that_is_refused_changes_nothing() -> None:
     with running_helm("1.30") as helm:
         helm.install({})

@@ -81,9 +81,6 @@ volumeMounts:
 {{- if or $values.tokens.existingSecret $values.tokens.values }}
 - "--tokens=/etc/pkpo/tokens"
 {{- end }}
-{{- with $values.extraArgs }}
-{{ toYaml . }}
-{{- end }}
 {{- end }}
 
 {{/* Secrets are mounted as folders, never by subPath: only a folder follows a Secret that changes. */}}

@@ -14,6 +14,22 @@
 {{- $complaints = append $complaints (printf "server.port, server.metricsPort, server.healthPort: %v, %v, %v; must differ" $v.server.port $v.server.metricsPort $v.server.healthPort) }}
 {{- end }}
 
+{{- range $key := list "host" "healthHost" "metricsHost" }}
+{{- $host := get $v.server $key }}
+{{- if or (hasPrefix "127." $host) (has $host (list "localhost" "::1")) }}
+{{- if or (ne $key "host") (eq $v.mode "server") }}
+{{- $complaints = append $complaints (printf "server.%s: %s, which nobody outside of the pod reaches; must be another" $key $host) }}
+{{- end }}
+{{- else if and (eq $host "0.0.0.0") (eq (join "," $v.service.ipFamilies) "IPv6") }}
+{{- $complaints = append $complaints (printf "server.%s: 0.0.0.0 with service.ipFamilies IPv6; must be \"::\"" $key) }}
+{{- end }}
+{{- end }}
+{{- with $v.strategy.rollingUpdate }}
+{{- if and (has (toString .maxUnavailable) (list "0" "0%")) (has (toString .maxSurge) (list "0" "0%")) }}
+{{- $complaints = append $complaints "strategy.rollingUpdate: maxUnavailable 0 and maxSurge 0; one must be more, or no pod is ever replaced" }}
+{{- end }}
+{{- end }}
+
 {{- $needed := add $v.drain.preStopSeconds (ceil $v.server.drainSeconds) $v.drain.marginSeconds }}
 {{- if lt (include "pkpo.gracePeriod" . | int64) $needed }}
 {{- $complaints = append $complaints (printf "terminationGracePeriodSeconds: %v; must be at least %d: drain.preStopSeconds %v, server.drainSeconds %v and drain.marginSeconds %v" $v.terminationGracePeriodSeconds $needed $v.drain.preStopSeconds $v.server.drainSeconds $v.drain.marginSeconds) }}
@@ -27,6 +43,9 @@
 {{- end }}
 {{- if and $v.tls.certManager.enabled (not $v.tls.certManager.issuerRef.name) }}
 {{- $complaints = append $complaints "tls.certManager.issuerRef.name: not set; must name an issuer" }}
+{{- end }}
+{{- if and $v.tls.certManager.enabled $v.tls.clientAuthentication (not $v.tls.clientCaSecret) }}
+{{- $complaints = append $complaints "tls.clientCaSecret: not set; must be, for not everyone whom the issuer knows is a client" }}
 {{- end }}
 {{- else if $v.tls.clientAuthentication }}
 {{- $complaints = append $complaints "tls.clientAuthentication: true without tls.enabled, which it needs" }}
@@ -56,6 +75,9 @@
 {{- end }}
 {{- end }}
 {{- with $v.podDisruptionBudget }}
+{{- if and .enabled (or (has (toString .maxUnavailable) (list "0" "0%")) (eq (toString .minAvailable) "100%")) }}
+{{- $complaints = append $complaints "podDisruptionBudget: lets no pod go; must let one, or no node can be drained" }}
+{{- end }}
 {{- if and .enabled (not (kindIs "invalid" .minAvailable)) }}
 {{- if not (kindIs "invalid" .maxUnavailable) }}
 {{- $complaints = append $complaints (printf "podDisruptionBudget: minAvailable %v and maxUnavailable %v; must be one of the two" .minAvailable .maxUnavailable) }}

@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any
 
 import pytest
-import yaml
 
 from live_server import STOP_SECONDS, poll
 
@@ -58,7 +57,8 @@ class LivePrometheus:
                 for job, (target, labels) in {"prometheus": (self.address, {}), **targets}.items()
             ],
         }
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+        # JSON is YAML, which needs a package to write.
+        (folder / "prometheus.yml").write_text(json.dumps(configuration))
 
     def __enter__(self) -> LivePrometheus:
         command = ["prometheus", f"--config.file={self._folder}/prometheus.yml",

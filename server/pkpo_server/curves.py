@@ -69,7 +69,7 @@ class Curves:
         kept = self._kept.setdefault(run, _Kept())
         step = kept.thinning * -(-groups.layout.total // MOST_REWARDS)
         _add(kept, drawn(Sample(groups, 1), step))
-        while kept.rewards > MOST_REWARDS and kept.thinning < 2**32:
+        while kept.rewards > MOST_REWARDS:
             # Whatever came before is thinned out like what will come, so that no part of the window counts for more.
             samples, kept.samples, kept.rewards = kept.samples, [], 0
             kept.thinning *= 2
@@ -83,9 +83,9 @@ class Curves:
 
 
 def drawn(sample: Sample, step: int) -> Sample | None:
-    """Every so-and-so-manieth group, from one drawn at random on; None where that hits none.
+    """One group of every `step`, from one drawn at random on; None where that hits none.
 
-    But of those of more than MOST_REWARDS rewards none: the time that one takes would be that of many.
+    Groups of more than MOST_REWARDS rewards are left out: one would take the time of many.
     """
     if step == 1:
         return sample

@@ -118,7 +118,8 @@ class Server:
         """
         stop = self._stop_signal()
         health = Health([SERVICE])
-        server, probed = self._grpc_server(health), self._health_server(health)
+        server = self._grpc_server(health)
+        probed = None if self._place.health_address is None else self._health_server(health)
         if not self._place.shared:
             address = await self._started(server, probed)
         ready = self._prepared()
@@ -133,7 +134,7 @@ class Server:
                 address = await self._started(server, probed)
             self._place.serving(address)
         signal_name = await stop
-        await self._drain([server, probed], health, signal_name)
+        await self._drain([server] if probed is None else [server, probed], health, signal_name)
         if self._preparing.is_alive():
             # A compiler at work does not survive the end of the interpreter around it.
             os._exit(0)
@@ -156,15 +157,15 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         return server
 
-    async def _started(self, server: aio.Server, probed: aio.Server) -> str:
-        """Starts to listen on both ports, and returns the address of the first."""
+    async def _started(self, server: aio.Server, probed: aio.Server | None) -> str:
+        """Starts to listen, on the health port too where there is one, and returns the address of the first."""
         credentials = self._certificates.server_credentials() if self._certificates is not None else None
         address = _listen(server, self._place.address, credentials)
         self._place.listening(address)
-        if self._place.health_address is not None:
+        if probed is not None and self._place.health_address is not None:
             self._place.health_listening(_listen(probed, self._place.health_address))
+            await probed.start()
         await server.start()
-        await probed.start()
         return address
 
     def _prepared(self) -> asyncio.Future[None]:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import subprocess
 import threading
-import time
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 import pkpo
+from live_prometheus import LivePrometheus
 from live_server import LiveServer, poll
 from pkpo import packed
 from pkpo.v1 import reward_transform_pb2 as pb
@@ -313,42 +310,10 @@ def test_promtool_finds_nothing_to_say(fresh: LiveServer) -> None:
 
 
 def test_prometheus_scrapes_it(fresh: LiveServer, fresh_stub: Any, tmp_path: Path) -> None:
-    if shutil.which("prometheus") is None:
-        pytest.skip("needs prometheus on PATH")
     fresh_stub.Transform(request([0, 1, 2, 3], variant=pb.VARIANT_GRPO))
-    (tmp_path / "prometheus.yml").write_text(
-        "scrape_configs: [{job_name: pkpo, scrape_interval: 1s, static_configs: "
-        f"[{{targets: ['{fresh.metrics_address}']}}]}}]"
-    )
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [
-            "prometheus",
-            f"--config.file={tmp_path}/prometheus.yml",
-            f"--storage.tsdb.path={tmp_path}/data",
-            f"--web.listen-address=127.0.0.1:{port}",
-        ],
-        stderr=subprocess.DEVNULL,
-    )
-    query = urllib.parse.quote('pkpo_groups_total{variant="GRPO",run="none"}')
-
-    def found() -> Any:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/query?query={query}", timeout=10) as answer:
-                return json.load(answer)["data"]["result"]
-        except OSError:
-            return None
-
-    try:
-        (result,) = poll(found, "sample in Prometheus", 60)
-    finally:
-        process.terminate()
-        process.wait(60)
-    assert float(result["value"][1]) == 1
-    assert time.time() - result["value"][0] < 300
+    with LivePrometheus(tmp_path, {"pkpo": (fresh.metrics_address, {})}) as prometheus:
+        found = poll(lambda: prometheus.query('pkpo_groups_total{variant="GRPO",run="none"}'), "sample", 60)
+    assert list(found.values()) == [1]
 
 
 def test_what_cannot_be_counted_stops_no_counting(monkeypatch: pytest.MonkeyPatch) -> None:

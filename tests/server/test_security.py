@@ -72,6 +72,18 @@ class Said:
     warning = error = info
 
 
+def run_short_of_descriptors(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """From now on files cannot be read, so many times."""
+    read, short = Path.read_bytes, [OSError("too many open files")] * times
+
+    def reading(path: Path) -> bytes:
+        if short:
+            raise short.pop()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+
+
 def serving(*flags: str) -> LiveServer:
     """A server whose own port takes no plaintext; its health port tells when it serves."""
     return LiveServer("--health-port", "0", *flags, wait=False)
@@ -145,14 +157,7 @@ def test_files_that_were_out_of_reach_count_once_they_are_not(
     said = Said()
     certificates = Certificates(identity.certificate, identity.key, None, said)  # type: ignore[arg-type]
     identity.issue(trustme.CA())
-    read, short = Path.read_bytes, [OSError("too many open files")] * 2
-
-    def reading(path: Path) -> bytes:
-        if short:
-            raise short.pop()
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", reading)
+    run_short_of_descriptors(monkeypatch, times=2)
     assert [certificates._changed() is None for _ in range(4)] == [True, True, False, True]
     assert [event for event, _ in said.lines] == ["certificate_unusable", "certificate_changed"]
 
@@ -349,14 +354,7 @@ def test_tokens_that_were_out_of_reach_count_once_they_are_not(tmp_path: Path, m
     said = Said()
     tokens = Tokens(path, said)  # type: ignore[arg-type]
     path.write_text(SECOND)
-    read, short = Path.read_bytes, [OSError("too many open files")] * 2
-
-    def reading(path: Path) -> bytes:
-        if short:
-            raise short.pop()
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", reading)
+    run_short_of_descriptors(monkeypatch, times=2)
     known = []
     for _ in range(3):
         tokens._looked -= LOOKING_SECONDS

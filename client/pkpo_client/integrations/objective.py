@@ -1,0 +1,232 @@
+"""What a run optimises and who computes it, as the configuration of a framework says it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from pkpo_client import options, schedules
+from pkpo_client.client import Client
+from pkpo_client.errors import InvalidArgument, refused
+from pkpo_client.local_client import LocalClient
+from pkpo_client.operations import Ids, Mask
+from pkpo_client.options import WITHOUT_K
+from pkpo_client.results import ArrayT, GroupStatus, TransformResult
+from pkpo_client.schedules import Schedule
+
+#: What `address` is where there is no service, and this process computes.
+LOCAL = "local"
+ENVIRONMENT_PREFIX = "PKPO_"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a run optimises and who computes it.
+
+    Every attribute is a setting of the same name in a framework's configuration, or `PKPO_` and its name in capitals
+    in the environment.
+
+    Attributes:
+        k: how many samples the best is taken of: an integer, or a schedule over training steps such as "8@0,1@1500".
+            Empty for the variants loo, grpo and tzsm.
+        variant: which function of the rewards the advantages are.
+        scale: "sum" where the loss sums over the samples of a group, "mean" where it averages over them. Each
+            integration says what is right for its framework, and fills that in.
+        k_policy: "strict" refuses a k outside the variant's range for a group, "clamp" lowers it.
+        estimate_k: max@k (pass@k for rewards of 0 and 1) is reported for these: "1,2,4,8", or integers.
+        seed: of the variant passk_bootstrap, from 0 to 2^32 - 1; every step draws anew from it.
+        address: of the service, as `Client` takes it; "local" computes in this process.
+        fallback: "local" computes in this process while the service is unreachable; "none" raises.
+        timeout: seconds a call may take, with all retries and parts.
+        run_id: names the run in the service's metrics.
+        token_file: a file that holds the bearer token.
+        ca_file: certificate authorities in PEM, of a service that is reached by TLS.
+        certificate_file, key_file: this client's own, in PEM, where the service asks for them.
+
+    Raises:
+        InvalidArgument: a setting that cannot be, named with its value and what it must be.
+        LocalComputingMissing: `address="local"` or `fallback="local"` where numba is not installed.
+    """
+
+    k: str = ""
+    variant: str = "sloo_minus_one"
+    scale: str = "sum"
+    k_policy: str = "strict"
+    estimate_k: tuple[int, ...] = ()
+    seed: int = 0
+    address: str = "localhost:50051"
+    fallback: str = "none"
+    timeout: float = 30.0
+    run_id: str = ""
+    token_file: str = field(default="", repr=False)
+    ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
+
+    def __post_init__(self) -> None:
+        options.name("variant", self.variant, options.VARIANTS)
+        options.name("scale", self.scale, options.SCALES)
+        options.name("k_policy", self.k_policy, options.K_POLICIES)
+        options.k_list("estimate_k", self.estimate_k)
+        options.integer("seed", self.seed, 2**32 - 1)
+        options.timeout(self.timeout)
+        options.run_id(self.run_id)
+        if self.fallback not in ("none", "local"):
+            raise refused("fallback", f"is {self.fallback!r:.80}; must be none or local")
+        if self.k or self.variant not in WITHOUT_K:
+            self.schedule()
+
+    @classmethod
+    def from_settings(
+        cls, settings: Mapping[str, Any], *, environment: Mapping[str, str] = os.environ, **usual: Any
+    ) -> Objective:
+        """The objective that a configuration says; what it leaves out, the environment says, then `usual`.
+
+        Args:
+            settings: by name, as the attributes; a value of None is left out. Numbers may come as text.
+            environment: of this process.
+            usual: what is right for the framework where nobody says anything.
+
+        Raises:
+            InvalidArgument: an unknown name, or a value that cannot be.
+        """
+        known = {each.name for each in fields(cls)}
+        strange = sorted(str(name) for name in settings if name not in known)
+        if strange:
+            raise refused(strange[0], f"is no setting of pkpo; must be one of {', '.join(sorted(known))}")
+        said = dict(usual)
+        for name in known:
+            text = environment.get(ENVIRONMENT_PREFIX + name.upper())
+            if text:
+                said[name] = text
+        said.update({name: value for name, value in settings.items() if value is not None})
+        read: dict[str, Any] = {name: _READERS.get(name, _text)(name, value) for name, value in said.items()}
+        return cls(**read)
+
+    def schedule(self) -> Schedule:
+        """k at every training step."""
+        try:
+            return schedules.from_string(self.k)
+        except InvalidArgument as error:
+            raise refused(
+                "k", f"is {self.k!r:.80}; must be an integer of at least 1, or k@step such as 8@0,1@1500"
+            ) from error
+
+    def k_at(self, step: int) -> int | None:
+        """k at a training step; None for a variant that takes none.
+
+        Args:
+            step: the training step, from 0 on.
+        """
+        return None if self.variant in WITHOUT_K else self.schedule()(step)
+
+    def transform(
+        self, rewards: ArrayT, step: int, *, group_ids: Ids | None = None, mask: Mask | None = None
+    ) -> TransformResult[ArrayT]:
+        """The advantages of a training step, by the service or in this process; see `Client.transform_detailed`.
+
+        Args:
+            rewards: (groups, n), or (samples,) with `group_ids`.
+            step: the training step, from 0 on, which decides k.
+            group_ids, mask: as in `Client.transform`.
+
+        Raises:
+            PkpoError: as `Client.transform` does.
+        """
+        return _client(self).transform_detailed(
+            rewards,
+            self.k_at(step),
+            estimate_k=self.estimate_k,
+            group_ids=group_ids,
+            mask=mask,
+            seed=(self.seed << 32) + step,
+        )
+
+    def measured(self, result: TransformResult[Any], step: int) -> dict[str, float]:
+        """What is worth a line in the log of a training step, by name.
+
+        `pkpo/k`, shares of groups by what there is to know of them, and `pkpo/max@K` (of rewards of 0 and 1: pass@K)
+        for each K of `estimate_k`, the mean over the groups that have as many samples.
+        """
+        statuses = result.group_statuses
+        k = self.k_at(step)
+        figures = {} if k is None else {"pkpo/k": float(k)}
+        for status in (GroupStatus.NO_SIGNAL, GroupStatus.K_CLAMPED, GroupStatus.TOO_SMALL):
+            share = float((statuses == status).mean()) if len(statuses) else 0.0
+            figures[f"pkpo/groups_{status.name.lower()}"] = share
+        for estimate in result.estimates:
+            values = estimate.values[estimate.values == estimate.values]
+            if len(values):
+                figures[f"pkpo/max@{estimate.k}"] = float(values.mean())
+        return figures
+
+
+# A run has one objective, and a client keeps its connection.
+@lru_cache(maxsize=16)
+def _client(objective: Objective) -> Client | LocalClient:
+    usual: dict[str, Any] = {
+        "variant": objective.variant,
+        "scale": objective.scale,
+        "k_policy": objective.k_policy,
+        "run_id": objective.run_id,
+        "timeout": objective.timeout,
+    }
+    if objective.address == LOCAL:
+        return LocalClient(**usual)
+    return Client(
+        objective.address,
+        credentials=_credentials(objective),
+        token=_read("token_file", objective.token_file).decode("ascii", "replace").strip()
+        if objective.token_file
+        else None,
+        fallback=None if objective.fallback == "none" else objective.fallback,
+        **usual,
+    )
+
+
+def _credentials(objective: Objective) -> grpc.ChannelCredentials | None:
+    names = ("ca_file", "key_file", "certificate_file")
+    pem = [_read(name, getattr(objective, name)) if getattr(objective, name) else None for name in names]
+    return grpc.ssl_channel_credentials(*pem) if any(pem) else None
+
+
+def _read(name: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise refused(name, f"is {path!r:.200}; must be a file that can be read: {error.strerror}") from error
+
+
+def _text(name: str, value: Any) -> str:
+    return str(value)
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise refused(name, f"is {value!r:.80}; must be an integer") from None
+
+
+def _integers(name: str, value: Any) -> tuple[int, ...]:
+    if isinstance(value, str):
+        value = [part for part in value.split(",") if part.strip()]
+    elif not isinstance(value, Sequence):
+        value = [value]
+    return tuple(_integer(name, each) for each in value)
+
+
+def _seconds(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise refused(name, f"is {value!r:.80}; must be a number of seconds above 0") from None
+
+
+_READERS = {"estimate_k": _integers, "seed": _integer, "timeout": _seconds}

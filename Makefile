@@ -63,6 +63,8 @@ capacity: $(VENV)/test
 proto: $(VENV)-proto/installed
 	PATH="$(CURDIR)/$(VENV)-proto/bin:$$PATH" python -m grpc_tools.protoc -Iproto \
 	  --python_out=proto --grpc_python_out=proto --mypy_out=proto --mypy_grpc_out=proto pkpo/v1/reward_transform.proto
+	PATH="$(CURDIR)/$(VENV)-proto/bin:$$PATH" python -m grpc_tools.protoc -Iproto -Itests \
+	  --python_out=tests --mypy_out=tests conformance/conformance.proto
 
 clean:
 	rm -rf $(VENV) $(VENV)-proto $(VENV)-verl $(VENV)-trainer $(VENV)-deploy

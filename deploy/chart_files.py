@@ -30,6 +30,7 @@ DEFAULTS = {
 # Settings that follow from values outside `server`.
 ELSEWHERE = {
     "unix_socket": "sidecar.socketPath",
+    "unix_socket_mode": "sidecar.socketMode",
     "tls_certificate": "tls.enabled",
     "tls_key": "tls.enabled",
     "tls_client_ca": "tls.clientAuthentication",

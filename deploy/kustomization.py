@@ -31,6 +31,14 @@ COMPONENTS: Mapping[str, Mapping[str, Any]] = {
     "tls": {"tls": {"enabled": True, "existingSecret": "pkpo-tls"}},
     "tokens": {"tokens": {"existingSecret": "pkpo-tokens"}},
 }
+# What whoever reads a component must know of it.
+_REMARKS: Mapping[str, str] = {
+    "autoscaling": """\
+# The number of pods is the autoscaler's from here on, so the Deployment says none: the first apply starts one pod, of
+# which the autoscaler makes minReplicas when it next looks, within 15 s. A Deployment that was applied with a number
+# before would fall to one pod; deploy/kustomize/README.md has the command that keeps its pods.
+""",
+}
 _HELMS_LABELS = ("app.kubernetes.io/managed-by", "helm.sh/chart")
 _NOTICE = "# From the chart, by `python -m deploy.kustomization`.\n"
 _SIDECARS = "Deployment|Job|StatefulSet"
@@ -43,7 +51,8 @@ def files() -> dict[Path, str]:
         texts = _folder(FOLDER / "base", base, {"kind": "Kustomization"})
         for name, values in COMPONENTS.items():
             changed = plain(helm.render(values).manifests)
-            texts |= _folder(FOLDER / "components" / name, added(base, changed), _component(patches(base, changed)))
+            component = _component(patches(base, changed))
+            texts |= _folder(FOLDER / "components" / name, added(base, changed), component, _REMARKS.get(name, ""))
     with running_helm(SIDECAR_VERSION) as helm:
         job = trainer(helm)
     texts |= _folder(FOLDER / "components" / "sidecar", [], _component([sidecar_patch(job)]))
@@ -140,16 +149,16 @@ def _component(patches: Sequence[Manifest]) -> Manifest:
     return {"kind": "Component", **({"patches": patches} if patches else {})}
 
 
-def _folder(folder: Path, manifests: Sequence[Manifest], kustomization: Manifest) -> dict[Path, str]:
-    """A file for each kind of object, and the one that says what they are."""
+def _folder(folder: Path, manifests: Sequence[Manifest], kustomization: Manifest, remark: str = "") -> dict[Path, str]:
+    """A file for each kind of object, and the one that says what they are, with a remark for who reads it."""
     by_file = defaultdict(list)
     for manifest in manifests:
         by_file[folder / f"{manifest['kind'].lower()}.yaml"].append(manifest)
     version = "v1beta1" if kustomization["kind"] == "Kustomization" else "v1alpha1"
     resources = {"resources": sorted(path.name for path in by_file)} if by_file else {}
     kustomization = {"apiVersion": f"kustomize.config.k8s.io/{version}", **kustomization, **resources}
-    documents = {folder / "kustomization.yaml": [kustomization], **by_file}
-    return {path: _NOTICE + "---\n".join(map(_dumped, each)) for path, each in documents.items()}
+    texts = {path: _NOTICE + "---\n".join(map(_dumped, each)) for path, each in by_file.items()}
+    return {folder / "kustomization.yaml": _NOTICE + remark + _dumped(kustomization), **texts}
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]

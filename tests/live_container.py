@@ -125,17 +125,26 @@ class LiveImage:
     Args:
         folder: for the store and the containers.
         arguments: build arguments.
+        target: the stage that is built; the last unless it is named.
+        stand_ins: a folder of wheels that are installed before those of the same names which pip would find.
     """
 
-    def __init__(self, folder: Path, arguments: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, arguments: Mapping[str, str], target: str = "", stand_ins: Path | None = None
+    ) -> None:
         self._folder = folder
         self._arguments = arguments
+        self._target = target
+        self._stand_ins = stand_ins
         self._store: Store
         self.root: Path
 
     def __enter__(self) -> LiveImage:
         self._store = Store(self._folder / "store", base_store())
         settings, files = _pip_settings()
+        if self._stand_ins is not None:
+            settings += f"[install]\nfind-links = {self._stand_ins}\n"
+            files.append(self._stand_ins)
         secret = self._folder / "pip.conf"
         secret.write_text(settings)
         options: list[str | Path] = ["--isolation", "chroot", "--format", "docker", "--secret", f"id=pip,src={secret}"]
@@ -143,6 +152,8 @@ class LiveImage:
             options += ["--volume", f"{path}:{path}:ro"]
         for name, value in {"BASE": BASE, **self._arguments}.items():
             options += ["--build-arg", f"{name}={value}"]
+        if self._target:
+            options += ["--target", self._target]
         self._store.buildah("bud", *options, "--file", ROOT / "deploy/Dockerfile", "--tag", "pkpo", ROOT)
         container = self._store.buildah("from", "--pull-never", "pkpo")
         self.root = Path(self._store.buildah("mount", container))
@@ -198,6 +209,7 @@ class LiveContainer:
             "args": [*said["Entrypoint"], *arguments],
             "env": [*said["Env"], *(f"{name}={value}" for name, value in (env or {}).items())],
             "user": {"uid": int(uid), "gid": int(gid)},
+            "cwd": said.get("WorkingDir") or "/",
             "capabilities": {},
             "terminal": False,
         }

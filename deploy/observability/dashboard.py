@@ -16,7 +16,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard
 
 from deploy.observability.panels import SOURCE
-from deploy.observability.queries import CHOSEN
+from deploy.observability.queries import CHOSEN, JOBS
 from deploy.observability.rows import CURVE_K, rows
 
 FILE = Path(__file__).parents[1] / "helm" / "pkpo" / "files" / "dashboard.json"
@@ -45,6 +45,7 @@ def built() -> dashboard.Dashboard:
         .with_variable(board.DatasourceVariable("datasource").label("data source").type("prometheus"))
         .with_variable(_of_label("namespace", "pkpo_build_info").all_value(".*"))
         .with_variable(_of_label("job", 'pkpo_build_info{namespace=~"$namespace"}'))
+        .with_variable(_of_label("instance", f"pkpo_build_info{{{JOBS}}}").label("server").all_value(".*"))
         .with_variable(_of_label("run", f"pkpo_max_at_k_groups_total{{{CHOSEN}}}"))
         .with_variable(_one_of("k", "of pass@k over time", [str(k) for k in CURVE_K], "4"))
         .with_variable(_one_of("run_step", "Least distance of points of runs", ["15s", "1m", "5m", "15m"], "1m"))
@@ -55,7 +56,7 @@ def built() -> dashboard.Dashboard:
         for panel in row.panels:
             whole.with_panel(panel.id(next(numbers)))
     finished = whole.build()
-    alerts = f'ALERTS{{{CHOSEN}, alertname=~"Pkpo.+", alertstate="firing"}}'
+    alerts = f'ALERTS{{{JOBS}, alertname=~"Pkpo.+", alertstate="firing"}}'
     finished.annotations.list_val = [Firing("Alerts", SOURCE, icon_color="red", expr=alerts)]
     return finished
 

@@ -58,6 +58,7 @@ def number(
     steps: Steps = ((None, "blue"),),
     otherwise: str = "none",
     width: int = 3,
+    height: int = 4,
 ) -> stat.Panel:
     """The last value, large, over its recent course.
 
@@ -67,9 +68,9 @@ def number(
         decimals: shown; as many as are telling, by default.
         steps: from which value on which colour.
         otherwise: what is shown where there is no value.
-        width: of the dashboard's 24 columns.
+        width, height: in columns and rows of the dashboard, which has 24 columns.
     """
-    panel = _dressed(stat.Panel(), title, description, queries, width, 4).unit(unit).no_value(otherwise)
+    panel = _dressed(stat.Panel(), title, description, queries, width, height).unit(unit).no_value(otherwise)
     if decimals is not None:
         panel.decimals(decimals)
     return (

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 # The variables that every query is narrowed by; no query knows the name of a job.
-CHOSEN = 'namespace=~"$namespace", job=~"$job"'
+JOBS = 'namespace=~"$namespace", job=~"$job"'
+CHOSEN = f'{JOBS}, instance=~"$instance"'
 OF_RUNS = 'run=~"$run"'
+# What tells one run from another: people give the same name to runs of different jobs.
+RUN = "run, namespace, job"
 # Grafana's: at least four scrapes, and no less than there is between two points of a graph.
 WINDOW = "$__rate_interval"
 
@@ -16,7 +19,7 @@ IN_TIME_SECONDS = 0.25
 
 
 def series(metric: str, *matchers: str) -> str:
-    """A metric of the jobs chosen."""
+    """A metric of the servers chosen."""
     return f"{metric}{{{', '.join((CHOSEN, *matchers))}}}"
 
 
@@ -33,6 +36,11 @@ def increase(metric: str, *matchers: str, window: str = WINDOW) -> str:
 def total(of: str, by: str = "") -> str:
     """A sum over servers and everything else but the labels named."""
     return f"sum by ({by}) ({of})" if by else f"sum({of})"
+
+
+def with_whole_names(of_runs: str, by: str = "run") -> str:
+    """The same by fewer labels, where the name of a run says its namespace and job too: for tables."""
+    return total(f'label_join({of_runs}, "run", " ", "run", "namespace", "job")', by)
 
 
 def ratio(part: str, whole: str) -> str:

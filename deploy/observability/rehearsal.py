@@ -18,19 +18,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
+import trustme
 import yaml
 
 from deploy.observability.dashboard import FILE
 from pkpo_client import Client, PkpoError, schedules
 
 SERVERS = 2
+Connected = Callable[[], Client]
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,10 @@ class Run:
     k: str
     variant: str = "sloo_minus_one"
 
-    def train(self, address: str, over: threading.Event, seconds: float) -> None:
+    def train(self, connected: Connected, over: threading.Event, seconds: float) -> None:
         """Steps until it is over."""
         drawn, began, schedule = np.random.default_rng(len(self.name)), time.monotonic(), schedules.from_string(self.k)
-        with Client(address) as pkpo:
+        with connected() as pkpo:
             step = 0
             while not over.wait(self.pause):
                 done = min(1.0, (time.monotonic() - began) / seconds)
@@ -87,12 +92,16 @@ def main() -> None:
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        servers = [stack.enter_context(running_server(folder / f"{number}.log")) for number in range(SERVERS)]
+        authority = trustme.CA()
+        credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+        write_certificate(authority, folder)
+        servers = [stack.enter_context(running_server(folder, number)) for number in range(SERVERS)]
         prometheus = stack.enter_context(running_prometheus(folder, [metrics for _, metrics, _ in servers]))
         threading.Timer(options.seconds / 4, os.kill, (servers[0][2], signal.SIGKILL)).start()
-        addresses, over = itertools.cycle(address for address, _, _ in servers), threading.Event()
-        threads = [threading.Thread(target=run.train, args=(next(addresses), over, options.seconds)) for run in RUNS]
-        threads += [threading.Thread(target=other, args=(next(addresses), over)) for other in (careless, replay)]
+        each = itertools.cycle(partial(Client, address, credentials=credentials) for address, _, _ in servers)
+        over = threading.Event()
+        threads = [threading.Thread(target=run.train, args=(next(each), over, options.seconds)) for run in RUNS]
+        threads += [threading.Thread(target=other, args=(next(each), over)) for other in (careless, replay)]
         for thread in threads:
             thread.start()
         time.sleep(options.seconds)
@@ -105,10 +114,10 @@ def main() -> None:
     sys.exit(drawn.returncode)
 
 
-def careless(address: str, over: threading.Event) -> None:
+def careless(connected: Connected, over: threading.Event) -> None:
     """Someone whose batches are wrong now and then."""
     drawn = np.random.default_rng(0)
-    with Client(address) as pkpo:
+    with connected() as pkpo:
         while not over.wait(float(drawn.exponential(4))):
             with suppress(PkpoError):
                 if drawn.random() < 0.6:
@@ -117,10 +126,10 @@ def careless(address: str, over: threading.Event) -> None:
                     pkpo.transform(np.full((4, 8), np.inf), k=2)
 
 
-def replay(address: str, over: threading.Event) -> None:
+def replay(connected: Connected, over: threading.Event) -> None:
     """A run that replays large batches on a stream, and estimates of them."""
     drawn = np.random.default_rng(1)
-    with Client(address) as pkpo:
+    with connected() as pkpo:
         while not over.wait(1):
             batches = [(drawn.random((1024, 16)) < 0.3).astype(float) for _ in range(4)]
             for _ in pkpo.stream(batches, k=8, run_id="replay-13b"):
@@ -128,11 +137,21 @@ def replay(address: str, over: threading.Event) -> None:
             pkpo.estimate(batches[0], k=[1, 8])
 
 
+def write_certificate(authority: trustme.CA, folder: Path) -> None:
+    """Writes what servers are started with, in the middle of its time."""
+    expires = datetime.now(timezone.utc) + timedelta(days=60)
+    certificate = authority.issue_cert("127.0.0.1", not_after=expires)
+    certificate.private_key_pem.write_to_path(folder / "tls.key")
+    certificate.cert_chain_pems[0].write_to_path(folder / "tls.crt")
+
+
 @contextmanager
-def running_server(log: Path) -> Iterator[tuple[str, str, int]]:
+def running_server(folder: Path, number: int) -> Iterator[tuple[str, str, int]]:
     """A server of two workers: its address, that of its metrics, and the process of a worker."""
+    log = folder / f"{number}.log"
     command = [sys.executable, "-m", "pkpo_server", "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0",
-               "--workers", "2"]  # fmt: skip
+               "--workers", "2",
+               "--tls-certificate", f"{folder}/tls.crt", "--tls-key", f"{folder}/tls.key"]  # fmt: skip
     with log.open("w+") as written, subprocess.Popen(command, stderr=written) as process:
         try:
             while not {"serving", "metrics", "worker_serving"} <= (events := _events(log)).keys():

@@ -13,6 +13,7 @@ from deploy.observability.queries import (
     IN_TIME,
     IN_TIME_SECONDS,
     OF_RUNS,
+    RUN,
     budget_left,
     current_k,
     failed_ratio,
@@ -26,11 +27,14 @@ from deploy.observability.queries import (
     share_of_groups,
     stage_seconds,
     total,
+    with_whole_names,
 )
 
 # Names that cover both a cluster, whose scrapes know pods, and a Prometheus that is given addresses.
 NAMED = 'run!~"none|other"'
 SERVER, SERVER_NAME = "pod, instance", "{{pod}} {{instance}}"
+RUN_NAME = "{{run}} {{namespace}} {{job}}"
+DAY_SECONDS = 24 * 60 * 60
 CURVE_K = (1, 2, 4, 8, 16, 32, 64)
 OF_THE_CURVE = {f"k = {k}": colour for k, colour in zip(CURVE_K, SEQUENCE, strict=True)}
 
@@ -72,7 +76,7 @@ def at_a_glance() -> list[Panel]:
             "Training runs",
             "Runs, by their run_id, that had groups of rewards transformed within the last steps. Those without one,"
             " and those that came after a server's max_run_ids, are not among them.",
-            over_run(f"count({total(rate('pkpo_groups_total', NAMED), 'run')} > 0) or vector(0)", "runs"),
+            over_run(f"count({total(rate('pkpo_groups_total', NAMED), RUN)} > 0) or vector(0)", "runs"),
             unit="none",
         ),
         panels.number(
@@ -145,15 +149,16 @@ def training_runs() -> list[Panel]:
     return [
         panels.columns(
             "Runs now",
-            "Each run over its last steps. A run with few groups that carry a signal is learning from those alone.",
+            "Each run over its last steps, with its namespace and job: several may have runs of one name. One with few"
+            " groups that carry a signal is learning from those alone.",
             {
-                "pass@1": max_at_k("run", 'k="1"'),
-                "pass@4": max_at_k("run", 'k="4"'),
-                "pass@16": max_at_k("run", 'k="16"'),
-                "k": current_k("run"),
-                "without signal": share_of_groups("run", "pkpo_zero_signal_groups_total"),
-                "groups/s": total(rate("pkpo_groups_total", OF_RUNS), "run"),
-                "rewards/s": total(rate("pkpo_rewards_total", OF_RUNS), "run"),
+                "pass@1": with_whole_names(max_at_k(RUN, 'k="1"')),
+                "pass@4": with_whole_names(max_at_k(RUN, 'k="4"')),
+                "pass@16": with_whole_names(max_at_k(RUN, 'k="16"')),
+                "k": with_whole_names(current_k(RUN)),
+                "without signal": with_whole_names(share_of_groups(RUN, "pkpo_zero_signal_groups_total")),
+                "groups/s": with_whole_names(total(rate("pkpo_groups_total", OF_RUNS), RUN)),
+                "rewards/s": with_whole_names(total(rate("pkpo_rewards_total", OF_RUNS), RUN)),
             },
             labels={"run": "run"},
             units={"without signal": "percentunit", "groups/s": "short", "rewards/s": "short"},
@@ -166,7 +171,7 @@ def training_runs() -> list[Panel]:
             "pass@k over k, now",
             "The curve of each run over its last steps: the unbiased estimate of max@k, which for rewards of 0 and 1"
             " is pass@k. A run has points up to the size of its groups.",
-            max_at_k("run, k"),
+            with_whole_names(max_at_k(f"{RUN}, k"), "run, k"),
             x="k",
             name="run",
             unit="none",
@@ -177,7 +182,7 @@ def training_runs() -> list[Panel]:
                 "pass@$k",
                 "The unbiased estimate of max@k at the k chosen above, which for rewards of 0 and 1 is pass@k. Only"
                 " groups of at least k rewards have one.",
-                over_run(max_at_k("run", 'k="$k"'), "{{run}}"),
+                over_run(max_at_k(RUN, 'k="$k"'), RUN_NAME),
                 unit="none",
                 bounds=(None, None),
                 calculations=("min", "max", "lastNotNull"),
@@ -188,7 +193,7 @@ def training_runs() -> list[Panel]:
                 "Groups without signal",
                 "Share of groups whose rewards are all equal or whose advantages are all 0: too easy, too hard, or a k"
                 " that is too large.",
-                over_run(share_of_groups("run", "pkpo_zero_signal_groups_total"), "{{run}}"),
+                over_run(share_of_groups(RUN, "pkpo_zero_signal_groups_total"), RUN_NAME),
                 unit="percentunit",
                 bounds=(0, 1),
             )
@@ -198,9 +203,7 @@ def training_runs() -> list[Panel]:
                 "k",
                 "Mean k of the groups of the last steps; 0 where the variant uses none. It moves where the trainer has"
                 " a schedule for k, or small groups lower it.",
-                over_run(
-                    f"{current_k('run')}\nor 0 * ({total(rate('pkpo_groups_total', OF_RUNS), 'run')} > 0)", "{{run}}"
-                ),
+                over_run(f"{current_k(RUN)}\nor 0 * ({total(rate('pkpo_groups_total', OF_RUNS), RUN)} > 0)", RUN_NAME),
                 unit="none",
                 calculations=("lastNotNull",),
             )
@@ -209,7 +212,7 @@ def training_runs() -> list[Panel]:
             panels.lines(
                 "Rewards per second by run",
                 "Which run the work is for.",
-                over_run(total(rate("pkpo_rewards_total", OF_RUNS), "run"), "{{run}}"),
+                over_run(total(rate("pkpo_rewards_total", OF_RUNS), RUN), RUN_NAME),
                 unit="short",
                 stacked=True,
             )
@@ -218,7 +221,7 @@ def training_runs() -> list[Panel]:
             panels.lines(
                 "Groups per second by run",
                 "Prompts that are trained on, where a group is a prompt's samples.",
-                over_run(total(rate("pkpo_groups_total", OF_RUNS), "run"), "{{run}}"),
+                over_run(total(rate("pkpo_groups_total", OF_RUNS), RUN), RUN_NAME),
                 unit="short",
                 stacked=True,
             )
@@ -228,7 +231,7 @@ def training_runs() -> list[Panel]:
                 "Groups with k lowered, or too small",
                 "Share of groups that were too small for the k asked for, or for any. It ought to be 0 where every"
                 " prompt has all its samples.",
-                over_run(share_of_groups("run", "pkpo_clamped_groups_total", "pkpo_too_small_groups_total"), "{{run}}"),
+                over_run(share_of_groups(RUN, "pkpo_clamped_groups_total", "pkpo_too_small_groups_total"), RUN_NAME),
                 unit="percentunit",
                 bounds=(0, None),
             )
@@ -241,7 +244,7 @@ def each_run() -> Panel:
     panel = panels.lines(
         "$run",
         "The run's pass@k over time, one line for each k. Lines that close up: more samples help less, and the policy"
-        " loses diversity.",
+        " loses diversity. Of runs of one name it is their mean: choose a job above.",
         over_run(max_at_k("k"), "k = {{k}}"),
         unit="none",
         bounds=(None, None),
@@ -382,18 +385,33 @@ def saturation() -> list[Panel]:
             "Processor time of each server, in processors. At its limit, it is throttled: add servers.",
             over_time(total(rate("process_cpu_seconds_total"), SERVER), SERVER_NAME),
             unit="short",
+            width=6,
         ),
         panels.lines(
             "Memory",
             "Resident memory of each server. A batch being computed takes about five times the bytes of its rewards.",
             over_time(total(series("process_resident_memory_bytes"), SERVER), SERVER_NAME),
             unit="bytes",
+            width=6,
         ),
         panels.lines(
             "Open files",
             "File descriptors of each server: a connection is one.",
             over_time(total(series("process_open_fds"), SERVER), SERVER_NAME),
             unit="short",
+            width=6,
+        ),
+        panels.dashed(
+            panels.lines(
+                "Runs with series of their own",
+                "Summed over workers, and how many may have them. Runs beyond the limit of a worker are counted as"
+                " `other` until one of theirs has been idle for long.",
+                over_time(total(series("pkpo_runs")), "runs", "A"),
+                over_time(total(series("pkpo_runs_limit")), "limit", "B"),
+                unit="none",
+                width=6,
+            ),
+            "limit",
         ),
     ]
 
@@ -450,7 +468,7 @@ def fleet() -> list[Panel]:
             {"servers": f"count by ({', '.join(versions)}) ({series('pkpo_build_info')})"},
             labels={name: name for name in versions},
             units={},
-            width=9,
+            width=8,
             height=8,
             sort="servers",
         ),
@@ -460,7 +478,7 @@ def fleet() -> list[Panel]:
             " does not answer.",
             over_time(f"max by ({SERVER}) ({series('up')})", SERVER_NAME),
             {"0": ("down", "red"), "1": ("up", "green")},
-            8,
+            6,
         ),
         panels.bars_over_time(
             panels.lines(
@@ -469,8 +487,22 @@ def fleet() -> list[Panel]:
                 " Their connections fail with UNAVAILABLE.",
                 over_time(f"round({total(restarts, SERVER)})", SERVER_NAME),
                 unit="none",
-                width=7,
+                width=5,
                 calculations=("max", "lastNotNull"),
             )
+        ),
+        panels.number(
+            "Certificates end in",
+            "The time left of the server's certificate, and of those that sign the clients' certificates; of each the"
+            " first that ends. A renewed one counts as soon as its files are there.",
+            over_time(
+                f"min by (certificate) ({series('pkpo_certificate_expiry_timestamp_seconds')} - time())",
+                "{{certificate}}",
+            ),
+            unit="s",
+            steps=((None, "red"), (3 * DAY_SECONDS, "orange"), (14 * DAY_SECONDS, "green")),
+            otherwise="no TLS",
+            width=5,
+            height=8,
         ),
     ]

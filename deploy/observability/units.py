@@ -7,7 +7,15 @@ from collections.abc import Sequence
 
 _SHORT = ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " K"))
 _BYTES = ((2.0**40, " TiB"), (2.0**30, " GiB"), (2.0**20, " MiB"), (2.0**10, " KiB"))
-_SECONDS = ((60.0, " min"), (1.0, " s"), (1e-3, " ms"), (1e-6, " µs"))
+_SECONDS = (
+    (604800.0, " weeks"),
+    (86400.0, " days"),
+    (3600.0, " hours"),
+    (60.0, " min"),
+    (1.0, " s"),
+    (1e-3, " ms"),
+    (1e-6, " µs"),
+)
 
 
 def shown(value: float, unit: str, decimals: int | None = None) -> str:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import page  # noqa: E402
+from benchmarks import fleet, page  # noqa: E402
 from benchmarks.queues import Queues, poisson, simulate  # noqa: E402
 
 CALLS = 200_000
@@ -58,6 +58,36 @@ def test_what_is_refused_comes_again() -> None:
     assert not both_at_once.failed
     assert 0.05 <= both_at_once.waited.max() <= 0.15
     assert simulate(np.zeros(2), np.full(2, 9.0), Queues(1, most_open=1), rng).failed == 0.5
+
+
+def test_the_page_says_where_the_simulation_is_wrong() -> None:
+    assert "**" not in fleet.verdict({50: [0.5, 2.0], 99: [0.25, 4.0]})
+    for wrong in ({50: [1.0, 0.49], 99: [1.0]}, {50: [2.01], 99: [1.0]}):
+        assert "p50 **is not** within a factor of 2" in fleet.verdict(wrong)
+        assert "p99 is within" in fleet.verdict(wrong)
+    assert "p99 **is not** within a factor of 4 of what was measured (farthest: 0.00)" in fleet.verdict(
+        {50: [1.0], 99: [1.0, 0.0, 4.5]}
+    )
+
+
+def test_the_page_says_what_its_table_does() -> None:
+    text = (ROOT / "docs" / "capacity.md").read_text()
+    table = text[text.index("| calls/s") : text.index("The simulation's p50")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:] if line]
+    header = [cell.strip() for cell in table.splitlines()[0].split("|")[1:-1]]
+    p50, p99 = (place for place, name in enumerate(header) if name == "ratio")
+    ratios = {50: [float(row[p50]) for row in rows], 99: [float(row[p99]) for row in rows]}
+    assert len(rows) == len(fleet.LOADS)
+    assert fleet.verdict(ratios) in text
+
+
+def test_a_simulation_in_which_nobody_waits_is_seen() -> None:
+    """Of calls as in the middle of the page, at 78 % of the processor."""
+    rng = np.random.default_rng(5)
+    service, load = 1.0, 0.78
+    waited = simulate(poisson(load / service, CALLS, rng), np.full(CALLS, service), Queues(1), rng).waited
+    ratio = service / (service + float(np.percentile(waited, 99)))
+    assert "p99 **is not**" in fleet.verdict({50: [1.0], 99: [ratio]})
 
 
 @pytest.mark.timeout(600)

@@ -141,6 +141,9 @@ CASES: Mapping[str, Case] = {
             "dashboard": {"enabled": True, "annotations": {"grafana_folder": "Training"}},
         }
     ),
+    "rules with runbooks": _case(
+        monitoring={"prometheusRule": {"enabled": True, "runbookUrl": "https://docs.example.com/pkpo/alerts.html"}}
+    ),
     "network": _case(
         networkPolicy={
             "grpcFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "training"}}}],
@@ -170,7 +173,20 @@ CASES: Mapping[str, Case] = {
     ),
     "no preStop": _case(drain={"preStopSeconds": 0, "marginSeconds": 1}, server={"drainSeconds": 0}),
     "by digest": _case(image={"digest": f"sha256:{'0' * 64}"}),
-    "below another chart": _case(**{"global": {"imageRegistry": "my-registry"}, "enabled": True}),
+    "below another chart": _case(
+        *("Secret/registry", "Secret/another"),
+        **{
+            "global": {
+                "imageRegistry": "my-registry:5000",
+                "imagePullSecrets": ["registry", {"name": "another"}],
+                "storageClass": "fast",
+            },
+            "enabled": True,
+            "image": {"registry": "overruled"},
+            "imagePullSecrets": [{"name": "another"}],
+        },
+    ),
+    "node port": _case(service={"type": "NodePort", "nodePort": 30051}),
     "no probes": _case(probes={"liveness": None}),
     "names": _case(fullnameOverride="advantages", nameOverride="advantages"),
     "everything extra": _case(

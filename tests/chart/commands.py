@@ -81,7 +81,7 @@ def _kubectl(command: str, helm: Helm) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("needs kubectl")
     # This cluster has no schemas to check against.
-    command = command.replace("kubectl apply", "kubectl apply --validate=false")
+    command = command.replace("kubectl apply --", "kubectl apply --validate=false --")
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"],
         cwd=ROOT,

@@ -74,7 +74,7 @@ def test_a_pod_is_told_of_every_setting(render: Render) -> None:
     """As the server's own defaults are, but for what a pod needs otherwise."""
     (server,) = deployment(render("everything", NEWEST))["containers"]
     told = {re.sub("^no-", "", flag[2:].partition("=")[0]).replace("-", "_") for flag in server["args"]}
-    assert told == {*SETTINGS} - {"unix_socket"}
+    assert told == {*SETTINGS} - {"unix_socket", "unix_socket_mode"}
     settings, defaults = server_settings(server), Settings()
     differing = {name for name in SETTINGS if getattr(settings, name) != getattr(defaults, name)}
     assert differing == {
@@ -190,6 +190,31 @@ def test_rules_and_dashboard_are_the_files(render: Render) -> None:
     (dashboard,) = of(release, "ConfigMap")
     assert json.loads(dashboard["data"]["pkpo.json"]) == json.loads((CHART / "files" / "dashboard.json").read_text())
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+def test_every_alert_leads_to_its_section_of_the_page(render: Render) -> None:
+    (rules,) = of(render("rules with runbooks", NEWEST), "PrometheusRule")
+    expected = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
+    for rule in (rule for group in expected["groups"] for rule in group["rules"] if "alert" in rule):
+        page = f"https://docs.example.com/pkpo/alerts.html#{rule['alert'].lower()}"
+        rule["annotations"] = {**rule["annotations"], "runbook_url": page}
+    assert rules["spec"] == expected
+
+
+def test_what_all_charts_are_told_of_images_holds_here_too(render: Render) -> None:
+    release = render("below another chart", NEWEST)
+    (hook,) = release.hooks
+    for pod in (deployment(release), hook["spec"]):
+        assert pod["containers"][0]["image"].startswith("my-registry:5000/pkpo:")
+        assert pod["imagePullSecrets"] == [{"name": "registry"}, {"name": "another"}]
+
+
+def test_a_node_port_is_that_of_the_one_service(render: Render) -> None:
+    ports = {
+        each["metadata"]["name"]: [port.get("nodePort") for port in each["spec"]["ports"]]
+        for each in of(render("node port", NEWEST), "Service")
+    }
+    assert ports == {"pkpo": [30051], "pkpo-headless": [None, None, None]}
 
 
 def test_tokens_of_the_values_are_lines_of_a_secret(render: Render) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,13 +48,35 @@ def test_it_serves_before_the_others_start_where_it_can(helm: Helm) -> None:
 
 
 def test_its_values_are_those_of_the_chart(helm: Helm) -> None:
-    pod = trainer(helm, pkpo={"sidecar": {"socketPath": "/sockets/one"}, "server": {"metricsPort": 9999}})
+    socket = {"socketPath": "/sockets/one", "socketMode": "0660"}
+    pod = trainer(helm, pkpo={"sidecar": socket, "server": {"metricsPort": 9999}})
     (sidecar,) = Rendering([pod]).pods[0].servers
-    assert server_settings(sidecar).unix_socket == Path("/sockets/one")
+    settings = server_settings(sidecar)
+    assert (settings.unix_socket, settings.unix_socket_mode) == (Path("/sockets/one"), "0660")
     assert {"name": "metrics", "containerPort": 9999, "protocol": "TCP"} in sidecar["ports"]
     (other,) = (each for each in pod["spec"]["template"]["spec"]["containers"] if each["name"] == "trainer")
     assert "--server=unix:/sockets/one" in other["args"]
     assert {"name": "pkpo-socket", "mountPath": "/sockets"} in other["volumeMounts"]
+
+
+def test_its_pod_has_what_it_wants_besides(helm: Helm) -> None:
+    wanted = {
+        "global": {"imagePullSecrets": ["registry"]},
+        "pkpo": {
+            "imagePullSecrets": [{"name": "another"}],
+            "extraVolumes": [{"name": "extra", "configMap": {"name": "{{ .Release.Name }}-files"}}],
+            "extraVolumeMounts": [{"name": "extra", "mountPath": "/extra", "readOnly": True}],
+        },
+    }
+    job = trainer(helm, **wanted)
+    kubernetes_validate.validate(job, helm.cluster.version, strict=True)
+    existing = frozenset({"Secret/registry", "Secret/another", "ConfigMap/trainer-files"})
+    assert complaints(Rendering([job], existing)) == []
+    pod = job["spec"]["template"]["spec"]
+    assert pod["imagePullSecrets"] == [{"name": "registry"}, {"name": "another"}]
+    (sidecar,) = Rendering([job]).pods[0].servers
+    assert wanted["pkpo"]["extraVolumeMounts"][0] in sidecar["volumeMounts"]
+    assert {"name": "extra", "configMap": {"name": "trainer-files"}} in pod["volumes"]
 
 
 def test_the_chart_itself_brings_no_server(helm: Helm) -> None:
@@ -84,9 +107,11 @@ def test_the_trainer_is_given_flags_that_it_has(helm: Helm) -> None:
 
 def test_its_flags_start_a_server(tmp_path: Path) -> None:
     with running_helm(NEWEST) as helm:
-        (sidecar,) = trainer(helm)["spec"]["template"]["spec"]["initContainers"]
-    flags = [flag for flag in sidecar["args"] if "host=" not in flag and "unix-socket" not in flag]
+        job = trainer(helm, pkpo={"sidecar": {"socketMode": "660"}})
+    (sidecar,) = job["spec"]["template"]["spec"]["initContainers"]
+    flags = [flag for flag in sidecar["args"] if "host=" not in flag and "unix-socket=" not in flag]
     flags = [f"{flag.partition('=')[0]}=0" if "port=" in flag else flag for flag in flags]
     with LiveServer(*flags, f"--unix-socket={tmp_path / 'pkpo.sock'}") as live, Client(live.address) as client:
         assert live.address == f"unix:{tmp_path / 'pkpo.sock'}"
+        assert stat.S_IMODE((tmp_path / "pkpo.sock").stat().st_mode) == 0o660
         assert client.transform(_REWARDS, k=2).tolist() == LocalClient().transform(_REWARDS, k=2).tolist()

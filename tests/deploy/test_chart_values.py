@@ -36,6 +36,11 @@ REFUSED: list[tuple[Mapping[str, Any], str]] = [
     ({"tokens": {"values": ["two words of a text"]}}, "/tokens/values/0"),
     ({"tokens": {"values": ["too-short"]}}, "/tokens/values/0"),
     ({"service": {"port": 65536}}, "/service/port"),
+    ({"service": {"type": "NodePort", "nodePort": 65536}}, "/service/nodePort"),
+    ({"service": {"nodePort": 30051}}, "service.nodePort: 30051 with service.type ClusterIP"),
+    ({"global": {"imageRegistry": 5}}, "/global/imageRegistry"),
+    ({"global": {"imagePullSecrets": [{"secret": "registry"}]}}, "/global/imagePullSecrets/0"),
+    ({"monitoring": {"prometheusRule": {"runbookUrl": "docs/alerts.md"}}}, "/monitoring/prometheusRule/runbookUrl"),
     ({"autoscaling": {"minReplicas": 0}}, "/autoscaling/minReplicas"),
     ({"podDisruptionBudget": {"minAvailable": "half"}}, "/podDisruptionBudget/minAvailable"),
     ({"podLabels": {"a": 1}}, "/podLabels/a"),
@@ -43,6 +48,8 @@ REFUSED: list[tuple[Mapping[str, Any], str]] = [
     ({"probes": {"liveness": {"httpGet": {"port": 80}}}}, "httpGet"),
     ({"sidecar": {"socketPath": "pkpo.sock"}}, "/sidecar/socketPath"),
     ({"sidecar": {"socketPath": f"/run/{'x' * 103}"}}, "/sidecar/socketPath"),
+    ({"sidecar": {"socketMode": "rw"}}, "/sidecar/socketMode"),
+    ({"sidecar": {"socketMode": 660}}, "/sidecar/socketMode"),
     ({"resources": {"memory": "1Gi"}}, "memory"),
     # By what the schema cannot say.
     ({"autoscaling": {"enabled": True, "minReplicas": 11}}, "autoscaling.minReplicas: 11; must be at most"),
@@ -129,7 +136,8 @@ def test_the_schema_knows_the_values_and_no_others() -> None:
     text = (CHART / "values.yaml").read_text()
     schema = json.loads((CHART / "values.schema.json").read_text())
     # What Helm and the charts above this one put among its values.
-    del schema["properties"]["global"], schema["properties"]["enabled"]
+    del schema["properties"]["enabled"]
+    schema["properties"]["global"] |= {"additionalProperties": False}
     for parent in {name.rpartition(".")[0] for name, _, _ in documented_values(text)}:
         values, known = yaml.safe_load(text), schema
         for key in parent.split(".") if parent else ():

@@ -68,6 +68,7 @@ def test_every_image_is_ours_or_of_one_version_and_no_registry(name: str) -> Non
         assert (FOLDER / build["context"]).resolve() == ROOT
         assert (ROOT / build["dockerfile"]).is_file()
         assert "target" not in build or f" AS {build['target']}\n" in DOCKERFILE
+        assert all(f"\nARG {argument}=" in DOCKERFILE for argument in build.get("args", {}))
     else:
         assert re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", service["image"])
 

@@ -5,6 +5,8 @@ Two jobs are scraped, a server of several workers and one of a single process, a
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import math
 import os
@@ -23,10 +25,11 @@ from typing import Any, NamedTuple
 import grpc
 import numpy as np
 import pytest
+import trustme
 import yaml
 
 from live_prometheus import LivePrometheus
-from live_server import LiveServer, poll
+from live_server import START_SECONDS, LiveServer, poll
 from pages import ROOT
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
@@ -55,9 +58,9 @@ def max_at_k(rewards: Sequence[float], k: int) -> float:
 class Load:
     """What several training runs and some careless callers do to a server, until it is over."""
 
-    def __init__(self, address: str) -> None:
-        self._client = Client(address, token=TOKEN)
-        self._address = address
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials) -> None:
+        self._client = Client(address, token=TOKEN, credentials=credentials)
+        self._address, self._credentials = address, credentials
         self._over = threading.Event()
         callers = (self._solving, self._penalised, self._stuck, self._ragged, self._streaming, self._careless)
         self._threads = [threading.Thread(target=self._repeat, args=(caller,)) for caller in callers]
@@ -110,7 +113,7 @@ class Load:
         ):
             with suppress(PkpoError, ValueError):
                 mistake()
-        with grpc.insecure_channel(self._address) as channel, suppress(grpc.RpcError):
+        with grpc.secure_channel(self._address, self._credentials) as channel, suppress(grpc.RpcError):
             pb_grpc.RewardTransformServiceStub(channel).Transform(pb.TransformRequest(), timeout=10)
 
 
@@ -121,16 +124,29 @@ class Seen(NamedTuple):
     started: float
 
 
+def below(heading: str) -> list[dict[str, Any]]:
+    """The panels of a row."""
+    after = iter(DASHBOARD["panels"])
+    next(panel for panel in after if (panel["type"], panel["title"]) == ("row", heading))
+    return list(itertools.takewhile(lambda panel: panel["type"] != "row", after))
+
+
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     folder = tmp_path_factory.mktemp("dashboard")
     (folder / "tokens").write_text(f"{TOKEN}\n")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(folder / "tls.key")
+    certificate.cert_chain_pems[0].write_to_path(folder / "tls.crt")
+    credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
     flags = ("--tokens", str(folder / "tokens"), "--threads", "1")
+    flags += ("--tls-certificate", str(folder / "tls.crt"), "--tls-key", str(folder / "tls.key"))
     with ExitStack() as stack:
         several = stack.enter_context(LiveServer("--workers", "2", *flags, wait=False))
         single = stack.enter_context(LiveServer(*flags, wait=False))
         for server in (several, single):
-            server.wait_serving()
+            poll(functools.partial(server.log_lines, "serving"), "server that serves", START_SECONDS)
         targets = {
             job: (server.metrics_address, {"namespace": namespace, "pod": f"{job}-0"})
             for (job, namespace), server in zip(JOBS.items(), (several, single), strict=True)
@@ -140,7 +156,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         os.kill(several.log_lines("worker_serving")[0]["pid"], signal.SIGKILL)
         poll(lambda: len(several.log_lines("worker_serving")) == 3, "worker in the place of the dead one")
         started = time.time()
-        loads = [stack.enter_context(Load(server.address)) for server in (several, single)]
+        loads = [stack.enter_context(Load(server.address, credentials)) for server in (several, single)]
         poll(lambda: _settled(prometheus), "a window of load", 60)
         yield Seen(prometheus, started)
         for load in loads:
@@ -157,8 +173,8 @@ def _settled(prometheus: LivePrometheus) -> bool:
 
 
 def substituted(expr: str, job: str, run: str = ".+") -> str:
-    """A query as Grafana would send it, had someone chosen one job."""
-    chosen = {"namespace": JOBS[job], "job": job, "run": run, "k": "2"}
+    """A query as Grafana would send it, had someone chosen one job; or both, where they are named so."""
+    chosen = {"namespace": JOBS.get(job, ".*"), "job": job, "instance": ".*", "run": run, "k": "2"}
     chosen |= {"__rate_interval": f"{WINDOW_SECONDS}s", "__range": f"{2 * WINDOW_SECONDS}s"}
     expr = re.sub(r"\$(\w+)", lambda match: chosen[match[1]], expr)
     assert "$" not in expr
@@ -221,6 +237,11 @@ def test_what_has_a_colour_of_its_own_is_there(seen: Seen, job: str) -> None:
         assert named - {"k = 32", "k = 64"} <= names, panel["title"]
 
 
+def whole_name(run: str, job: str) -> str:
+    """What a run of a job is called where those of several are side by side."""
+    return f"{run} {JOBS[job]} {job}"
+
+
 def panel_of(title: str) -> dict[str, Any]:
     (found,) = (panel for panel in PANELS if panel["title"] == title)
     return dict(found)
@@ -233,6 +254,7 @@ def test_the_curve_is_that_of_the_rewards(seen: Seen, job: str) -> None:
     expected |= {("penalised", k): max_at_k(PENALTIES, k) for k in (1, 2, 4)}
     expected |= {("mixed", k): sum(max_at_k(rewards, k) for rewards in MIXED) / 2 for k in (1, 2, 4)}
     expected |= {("stuck", k): 0.0 for k in (1, 2, 4, 8)}
+    expected = {(whole_name(run, job), k): value for (run, k), value in expected.items()}
 
     def shown() -> bool:
         curve = {(labels["run"], int(labels["k"])): values[-1] for labels, values in answered(seen, target, job)}
@@ -258,7 +280,7 @@ def test_a_run_may_have_no_part_of_one_sign(sign: str, mean: float, tmp_path: Pa
             {
                 "expr": substituted(target["expr"], "pkpo"),
                 "eval_time": "60s",
-                "exp_samples": [{"labels": '{run="a", k="4"}', "value": mean}],
+                "exp_samples": [{"labels": f'{{run="{whole_name("a", "pkpo")}", k="4"}}', "value": mean}],
             }
         ],
     }
@@ -279,7 +301,8 @@ def test_one_run_is_shown_by_itself(seen: Seen, job: str) -> None:
 def test_the_runs_are_what_they_do(seen: Seen, job: str) -> None:
     def now(title: str) -> dict[str, float]:
         targets = panel_of(title)["targets"]
-        return {legend(each, labels): values[-1] for each in targets for labels, values in answered(seen, each, job)}
+        shown = {legend(each, labels): values[-1] for each in targets for labels, values in answered(seen, each, job)}
+        return {name.removesuffix(whole_name("", job)): value for name, value in shown.items()}
 
     k = now("k")
     assert {run: round(k[run]) for run in ("streaming", "solving", "penalised", "stuck")} == {
@@ -313,6 +336,27 @@ def test_variables_offer_what_there_is(seen: Seen, job: str) -> None:
     assert offered["namespace"] == set(JOBS.values())
     assert offered["job"] == {job}
     assert offered["run"] == RUNS
+    assert len(offered["instance"]) == 1
+
+
+@pytest.mark.parametrize("panel", below("Training runs"), ids=named)
+def test_runs_of_one_name_in_two_jobs_are_two(seen: Seen, panel: dict[str, Any]) -> None:
+    for target in panel["targets"]:
+        series = [labels for labels, _ in answered(seen, target, "|".join(JOBS))]
+        named = {legend(target, labels) if "legendFormat" in target else labels["run"] for labels in series}
+        of_jobs = [{name for name in named if name.endswith(whole_name("", job))} for job in JOBS]
+        assert set.union(*of_jobs) == named
+        first, second = ({name.partition(" ")[0] for name in names} for names in of_jobs)
+        assert first == second != set()
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_one_server_is_shown_by_itself(seen: Seen, job: str) -> None:
+    memory = panel_of("Memory")["targets"][0]["expr"]
+    (labels,) = seen.prometheus.query(substituted(memory, job))
+    alone = substituted(memory.replace("$instance", dict(labels)["instance"]), "|".join(JOBS))
+    assert set(seen.prometheus.query(alone)) == {labels}
+    assert len(seen.prometheus.query(substituted(memory, "|".join(JOBS)))) == len(JOBS)
 
 
 def test_other_jobs_are_left_alone(seen: Seen) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import json
+import re
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import reference
 from core.samples import EXACT, kinds
-from live_container import LiveContainer, LiveImage, Store, need_the_parts
+from live_container import BASE, LiveContainer, LiveImage, Store, need_the_parts
 from live_server import poll, sample_key
 from pages import ROOT
 from pkpo import __version__
 from pkpo_client import Client, LocalClient
 from pkpo_core import Variant
 
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 REVISION = "0123456789abcdef"
 # In the container: a group worked by hand.
 ASK = """
@@ -56,6 +60,15 @@ for index in pathlib.Path("/opt/pkpo/kernels").rglob("*.nbi"):
     for _, (triple, processor, features), _ in kept:
         print(processor, features)
 """
+# In the place of a module of the trainer: who it is, what it may write, and what it finds.
+REPORT = """
+import importlib.metadata, json, os, sys
+import pkpo_client, torch, trainer_example
+writable = [place for place in ("/", "/opt/pkpo", "/runs", "/tmp") if os.access(place, os.W_OK)]
+versions = {name: importlib.metadata.version(name) for name in ("pkpo", "torch")}
+print(json.dumps({"user": os.getuid(), "writable": writable, "versions": versions, "arguments": sys.argv[1:]}))
+sys.exit()
+"""
 READ_METRICS = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9464/metrics').read().decode())"
 
 
@@ -65,6 +78,38 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveImage]:
     arguments = {"VERSION": __version__, "REVISION": REVISION}
     with LiveImage(tmp_path_factory.mktemp("image"), arguments) as built:
         yield built
+
+
+@pytest.fixture(scope="module")
+def trainer_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveImage]:
+    """The trainer's, with next to nothing in the place of torch and of all else that it alone wants: gigabytes."""
+    need_the_parts()
+    folder = tmp_path_factory.mktemp("trainer")
+    stand_ins, index = folder / "stand-ins", folder / "stand-ins" / "index" / "torch"
+    index.mkdir(parents=True)
+    wanted = [each for each in importlib.metadata.requires("pkpo") or [] if re.search("extra == .trainer.$", each)]
+    for name in (re.split(r"[^\w-]", each)[0].replace("-", "_") for each in wanted):
+        if name == "torch":
+            wheel = write_wheel(index, name, re.search(r"torch==([\d.]+)", DOCKERFILE)[1])  # type: ignore[index]
+            (index / "index.html").write_text(f'<a href="{wheel}">{wheel}</a>')
+        elif name != "pkpo":
+            # The first that the trainer imports tells how far it came.
+            write_wheel(stand_ins, name, "9999", REPORT if name == "datasets" else "")
+    arguments = {"FULL_BASE": BASE, "TORCH_INDEX": f"file://{index.parent}"}
+    with LiveImage(folder, arguments, "trainer", stand_ins) as built:
+        yield built
+
+
+def write_wheel(folder: Path, name: str, version: str, source: str = "") -> str:
+    """A distribution of one module: its file's name."""
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    described = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"{name}.py", source)
+        archive.writestr(f"{described}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{described}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{described}/RECORD", "")
+    return wheel.name
 
 
 @pytest.fixture
@@ -200,6 +245,25 @@ def test_answers_are_exact_and_have_the_bits_of_any_other_machine(image: LiveIma
                     if variant is not Variant.PASSK_BOOTSTRAP and n < 65:
                         for group, k, advantages in zip(rewards.tolist(), ks, answered, strict=True):
                             assert reference.error(variant.value, group, k, advantages) < EXACT, (variant, group, k)
+
+
+def test_the_trainer_s_image_starts_the_trainer(trainer_image: LiveImage, tmp_path: Path) -> None:
+    """But for the libraries that others stand in for, of which the tests of the trainer have the real ones."""
+    runs, scratch = tmp_path / "runs", tmp_path / "scratch"
+    assert (trainer_image.root / "runs").stat().st_uid == 10001
+    for folder in (runs, scratch):
+        folder.mkdir()
+        folder.chmod(0o777)
+    with LiveContainer(
+        trainer_image, tmp_path, "--server=server:50051", shared={runs: "/runs", scratch: "/tmp"}
+    ) as container:
+        assert container.wait() == 0, (tmp_path / "stderr").read_text()
+    assert json.loads(container.output) == {
+        "user": 10001,
+        "writable": ["/runs", "/tmp"],
+        "versions": {"pkpo": __version__, "torch": "2.13.0"},
+        "arguments": ["--server=server:50051"],
+    }
 
 
 def test_several_workers_need_nothing_to_write_to_either(image: LiveImage, tmp_path: Path) -> None:

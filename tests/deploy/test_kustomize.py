@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,17 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from chart import commands
 from chart.custom_resources import check
+from chart.kustomize import built
 from chart.rules import Rendering, complaints
 from deploy.cluster import Manifest
 from deploy.kustomization import COMPONENTS, FOLDER, SIDECAR_VERSION, VERSION, difference, files, plain, trainer
 from deploy.rendering import Helm, running_helm
+from pages import blocks
+from pages import commands as commands_of
 
+README = FOLDER / "README.md"
 SECRETS = frozenset({"Secret/pkpo-tls", "Secret/pkpo-tokens"})
 _PLAIN = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
 
@@ -27,16 +30,6 @@ _PLAIN = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomizatio
 def fixture_helm() -> Iterator[Helm]:
     with running_helm(VERSION) as helm:
         yield helm
-
-
-def built(folder: Path) -> list[Manifest]:
-    """What kustomize makes of a folder."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("needs kubectl")
-    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
 
 
 def together(folder: Path, components: Sequence[str], **more: Any) -> list[Manifest]:
@@ -63,7 +56,7 @@ def test_the_files_are_those_of_the_chart() -> None:
         assert path.is_file(), path
         assert path.read_text() == text, path
     # Nothing is left over from what the chart was once.
-    by_hand = {FOLDER / "README.md", FOLDER / "overlays" / "production" / "kustomization.yaml"}
+    by_hand = {README, FOLDER / "overlays" / "production" / "kustomization.yaml"}
     assert {path for path in FOLDER.rglob("*") if path.is_file()} == {*generated, *by_hand}
 
 
@@ -78,6 +71,23 @@ def test_a_component_is_the_chart_with_values(helm: Helm, component: str, tmp_pa
     made = together(tmp_path, [component])
     assert in_order(made) == in_order(plain(helm.render(COMPONENTS[component]).manifests))
     assert complaints(Rendering(made, SECRETS)) == []
+
+
+def test_pods_stay_where_autoscaling_begins(tmp_path: Path) -> None:
+    """By the command of the README; without it the number that was applied before is taken back, and becomes one."""
+    with running_helm("1.30") as helm:
+        command, *_ = (each for block in blocks(README) for each in commands_of(block.text) if "set-last" in each)
+        for keeping in (True, False):
+            helm.cluster.manifests.clear()
+            commands.run("kubectl apply --kustomize deploy/kustomize/base --namespace pkpo", helm)
+            (deployment,) = (path for path in helm.cluster.manifests if path.endswith("/deployments/pkpo"))
+            assert helm.cluster.manifests[deployment]["spec"]["replicas"] == 2
+            helm.cluster.manifests[deployment]["spec"]["replicas"] = 5  # by hand, say
+            if keeping:
+                commands.run(command, helm)
+            together(tmp_path, ["autoscaling"], namespace="pkpo")
+            commands.run(f"kubectl apply --kustomize {tmp_path}", helm)
+            assert helm.cluster.manifests[deployment]["spec"].get("replicas") == (5 if keeping else None)
 
 
 def test_components_go_together(helm: Helm, tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ PAGE = ROOT / "docs" / "alerts.md"
 
 
 class Alert(NamedTuple):
-    """Which alert; those of one name differ in their window."""
+    """Which alert; those of one name differ in their severity or their window."""
 
     name: str
+    severity: str | None
     window: str | None
 
 
@@ -32,7 +33,7 @@ def alerts() -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"] if "alert" in rule]
 
 
-ALERTS = [Alert(rule["alert"], rule["labels"].get("window")) for rule in alerts()]
+ALERTS = [Alert(rule["alert"], rule["labels"]["severity"], rule["labels"].get("window")) for rule in alerts()]
 
 
 def promtool(*arguments: str) -> str:
@@ -69,9 +70,14 @@ def test_alerts_fire_when_they_must_and_only_then(file: Path) -> None:
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: "-".join(filter(None, alert)))
 def test_there_is_a_case_for_either(alert: Alert) -> None:
     fires = [expected for _, found in checks() for expected in found]
-    assert any((labels["alertname"], labels.get("window")) == alert for labels in fires)
+    assert any((labels["alertname"], labels["severity"], labels.get("window")) == alert for labels in fires)
     quiet = [asked for asked, found in checks() if not found]
-    assert any(asked["alertname"] == alert.name and asked.get("window") in (None, alert.window) for asked in quiet)
+    assert any(
+        asked["alertname"] == alert.name
+        and asked.get("severity") in (None, alert.severity)
+        and asked.get("window") in (None, alert.window)
+        for asked in quiet
+    )
 
 
 @pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])

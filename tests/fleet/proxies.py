@@ -148,16 +148,21 @@ class LocalProxy(Proxy):
         folder: for its configuration and its log.
         servers: host:port of the three behind it.
         change: what is changed in its configuration besides.
+
+    Attributes:
+        address: where it takes calls.
+        admin_address: where it is administered, of a kind that is.
     """
 
     def __init__(self, kind: Kind, folder: Path, servers: Sequence[str], change: Callable[[str], str] = str) -> None:
-        port, self._admin_port = _free_ports(2)
+        port, admin_port = _free_ports(2)
         self.address = f"{_HERE}:{port}"
-        super().__init__(kind, folder, change(kind.addressed(kind.configuration, port, self._admin_port, servers)))
+        self.admin_address = f"{_HERE}:{admin_port}"
+        super().__init__(kind, folder, change(kind.addressed(kind.configuration, port, admin_port, servers)))
 
     def __enter__(self) -> LocalProxy:
         super().__enter__()
-        poll(lambda: self._is_running() and self._takes_connections(), "open port of the proxy")
+        poll(lambda: self._is_running() and self.takes_connections(), "open port of the proxy")
         return self
 
     def drain(self) -> None:
@@ -165,15 +170,16 @@ class LocalProxy(Proxy):
         if self._kind is NGINX:
             self.process.send_signal(signal.SIGQUIT)
         else:
-            order = urllib.request.Request(f"http://{_HERE}:{self._admin_port}/drain_listeners?graceful", method="POST")
+            order = urllib.request.Request(f"http://{self.admin_address}/drain_listeners?graceful", method="POST")
             urllib.request.urlopen(order, timeout=30).close()
-        poll(lambda: not self._takes_connections(), "closed port of the proxy")
+        poll(lambda: not self.takes_connections(), "closed port of the proxy")
 
     def _is_running(self) -> bool:
         assert self.process.poll() is None, self.log()
         return True
 
-    def _takes_connections(self) -> bool:
+    def takes_connections(self) -> bool:
+        """Whether its port is open."""
         host, port = self.address.split(":")
         with socket.socket() as probe:
             return probe.connect_ex((host, int(port))) == 0

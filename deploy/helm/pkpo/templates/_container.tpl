@@ -70,6 +70,9 @@ volumeMounts:
 {{- end }}
 {{- if .sidecar }}
 - {{ printf "--unix-socket=%s" $values.sidecar.socketPath | quote }}
+{{- with $values.sidecar.socketMode }}
+- {{ printf "--unix-socket-mode=%s" . | quote }}
+{{- end }}
 {{- end }}
 {{- if $values.tls.enabled }}
 - "--tls-certificate=/etc/pkpo/tls/tls.crt"

@@ -42,4 +42,12 @@ them, so that a Job completes. Before, it is a container among the others.
 - name: pkpo-tmp
   emptyDir:
     sizeLimit: 256Mi
+{{- with .Values.extraVolumes }}
+{{ include "pkpo.tpl" (dict "value" . "context" $) }}
+{{- end }}
+{{- end }}
+
+{{/* Under `imagePullSecrets`: a pod has them, not a container. */}}
+{{- define "pkpo.sidecar.imagePullSecrets" -}}
+{{- include "pkpo.imagePullSecrets" . | trim }}
 {{- end }}

@@ -54,6 +54,10 @@
 {{- $complaints = append $complaints (printf "tokens.existingSecret: %s, and tokens.values; must be one of the two" $v.tokens.existingSecret) }}
 {{- end }}
 
+{{- if and $v.service.nodePort (eq $v.service.type "ClusterIP") }}
+{{- $complaints = append $complaints (printf "service.nodePort: %v with service.type ClusterIP, which has none; must be null, or the type NodePort or LoadBalancer" $v.service.nodePort) }}
+{{- end }}
+
 {{- $pods := int64 $v.replicaCount }}
 {{- with $v.autoscaling }}
 {{- if .enabled }}

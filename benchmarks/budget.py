@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import structlog
 from prometheus_client import CollectorRegistry
 
 from benchmarks import echo
@@ -30,6 +31,7 @@ from pkpo_server.codec import Limits, Tally
 from pkpo_server.computation import Patience
 from pkpo_server.exchange import TRANSFORM, Request
 from pkpo_server.metrics import Answered, Metrics, Stages
+from pkpo_server.runs import Runs
 from pkpo_server.settings import Settings
 
 SHAPES = ((1, 16), (1024, 16))
@@ -95,7 +97,9 @@ def _stages(groups: int, n: int, effort: Effort) -> dict[str, float]:
         "server: request parsed and checked": of(lambda: TRANSFORM.decode(raw, limits, Request(metrics.NO_VARIANT))),
         "server: the transform and the answer's parts": of(partial(request.work.run, Patience(None))),
         "server: answer written": of(partial(TRANSFORM.encode, answer, request)),
-        "server: counted": asyncio.run(_counting(of, Metrics(CollectorRegistry(), 8), answer.tally)),
+        "server: counted": asyncio.run(
+            _counting(of, Metrics(CollectorRegistry(), Runs(8, 3600.0, structlog.get_logger())), answer.tally)
+        ),
         "client: answer parsed": of(partial(pb.TransformResponse.FromString, written)),
         "client: advantages taken": of(partial(codec.advantages, sent, pb.TransformResponse.FromString(written))),
     }

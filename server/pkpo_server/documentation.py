@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pkpo_server import curves, metrics, workers
+from pkpo_server import certificates, curves, metrics, workers
 from pkpo_server.computation import INLINE_COST
 from pkpo_server.logs import REFUSAL_LINES_PER_SECOND
 from pkpo_server.prometheus import Definition
@@ -35,6 +35,7 @@ def label_values() -> str:
         ("`stage`", ", ".join(metrics.STAGES)),
         ("`k`", ", ".join(map(str, curves.CURVE_K))),
         ("`sign`", ", ".join(metrics.SIGNS)),
+        ("`certificate`", ", ".join((certificates.SERVER, certificates.CLIENT_CA))),
         ("`reason`", ", ".join(f"`{reason}`" for reason in (*metrics.REASONS, metrics.OTHER_REASON))),
     )
     return _table(("Label", "Values"), rows)

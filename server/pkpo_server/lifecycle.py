@@ -22,7 +22,7 @@ from pkpo import __version__
 from pkpo_server import logs, memory, signals
 from pkpo_server.address import CannotListen, tcp_address, unix_address, warn_where_open
 from pkpo_server.admission import Admission
-from pkpo_server.certificates import Certificates, UnusableCertificate
+from pkpo_server.certificates import LOOKING_SECONDS, Certificates, UnusableCertificate
 from pkpo_server.codec import Limits
 from pkpo_server.computation import Computation, default_threads
 from pkpo_server.exchange import Means
@@ -30,6 +30,8 @@ from pkpo_server.health import Health
 from pkpo_server.logs import BoundedLog, Log
 from pkpo_server.metrics import Metrics
 from pkpo_server.prometheus import serve_metrics
+from pkpo_server.run_files import RunFile
+from pkpo_server.runs import Runs
 from pkpo_server.servicer import SERVICE, RewardTransformServicer, warm_up
 from pkpo_server.settings import Settings
 from pkpo_server.tokens import Tokens, UnusableTokens
@@ -82,12 +84,20 @@ class Server:
         place: where to listen.
         registry: where metrics are registered.
         log: where to write.
+        run_file: holds the counters of runs, where several processes share their metrics.
 
     Raises:
         UnusableCertificate, UnusableTokens: what is set cannot be used.
     """
 
-    def __init__(self, settings: Settings, place: Place, registry: CollectorRegistry, log: Log) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        place: Place,
+        registry: CollectorRegistry,
+        log: Log,
+        run_file: RunFile | None = None,
+    ) -> None:
         self._settings = settings
         self._place = place
         self._log = log
@@ -105,7 +115,8 @@ class Server:
             max_groups=settings.max_groups,
             max_estimate_k=settings.max_estimate_k,
         )
-        metrics = Metrics(registry, settings.max_run_ids, lambda: self._admission.open_calls)
+        runs = Runs(settings.max_run_ids, settings.run_idle_seconds, log, run_file)
+        metrics = Metrics(registry, runs, lambda: self._admission.open_calls)
         metrics.capacity(settings.max_concurrent_rpcs, threads)
         self._means = Means(limits, self._computation, metrics, self._refusals)
         self._servicer = RewardTransformServicer(self._means, self._admission, settings.stream_in_flight, tokens)
@@ -117,6 +128,8 @@ class Server:
             CannotListen: the address is taken, or not ours.
         """
         stop = self._stop_signal()
+        self._means.metrics.watch_runs()
+        self._watch_certificates()
         health = Health([SERVICE])
         server = self._grpc_server(health)
         probed = None if self._place.health_address is None else self._health_server(health)
@@ -161,12 +174,19 @@ class Server:
         """Starts to listen, on the health port too where there is one, and returns the address of the first."""
         credentials = self._certificates.server_credentials() if self._certificates is not None else None
         address = _listen(server, self._place.address, credentials)
+        if self._settings.unix_socket is not None and self._settings.unix_socket_mode is not None:
+            self._settings.unix_socket.chmod(int(self._settings.unix_socket_mode, 8))
         self._place.listening(address)
         if probed is not None and self._place.health_address is not None:
             self._place.health_listening(_listen(probed, self._place.health_address))
             await probed.start()
         await server.start()
         return address
+
+    def _watch_certificates(self) -> None:
+        if self._certificates is not None:
+            self._means.metrics.certificates_expire(self._certificates.expiry())
+            asyncio.get_running_loop().call_later(LOOKING_SECONDS, self._watch_certificates)
 
     def _prepared(self) -> asyncio.Future[None]:
         # In a thread that nothing waits for: a signal during a first, slow compilation ends the process at once.
@@ -251,12 +271,14 @@ def run_server(settings: Settings) -> int:
     return run_place(settings, place, registry, log)
 
 
-def run_place(settings: Settings, place: Place, registry: CollectorRegistry, log: Log) -> int:
+def run_place(
+    settings: Settings, place: Place, registry: CollectorRegistry, log: Log, run_file: RunFile | None = None
+) -> int:
     """Serves from this process until told to stop, and returns the exit status."""
     memory.map_big_blocks()
 
     async def run() -> int:
-        return await Server(settings, place, registry, log).run()
+        return await Server(settings, place, registry, log, run_file).run()
 
     try:
         return asyncio.run(run())
@@ -276,6 +298,7 @@ def _options(settings: Settings, shared: bool) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", int(shared)),
         ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", LEAST_PING_INTERVAL_MS),
     ]

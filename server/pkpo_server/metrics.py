@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from typing import Any, NamedTuple
@@ -20,13 +20,16 @@ from pkpo_core import Variant
 from pkpo_server.codec import Tally
 from pkpo_server.curves import Curves
 from pkpo_server.prometheus import Definition
+from pkpo_server.run_files import RUN_LABEL
+from pkpo_server.runs import NO_RUN, Runs
 
 TRANSFORM, TRANSFORM_STREAM, ESTIMATE, GET_SERVER_INFO = "Transform", "TransformStream", "Estimate", "GetServerInfo"
 METHODS = (TRANSFORM, TRANSFORM_STREAM, ESTIMATE, GET_SERVER_INFO)
 # What is answered meanwhile is counted together.
 COUNTING_SECONDS = 0.05
+# Runs that end about the same time are let go together, which takes as long as one.
+LETTING_GO_SECONDS = 1.0
 NO_VARIANT, UNKNOWN_VARIANT = "none", "unknown"
-NO_RUN, OTHER_RUN = "none", "other"
 OTHER_REASON = "other"
 STATUS_CODES = (
     grpc.StatusCode.OK,
@@ -86,28 +89,28 @@ REFUSED = Definition(
     "Requests not answered with a result, by the first field at fault, or by why none was looked at.",
     ("reason",),
 )
-GROUPS = Definition(Counter, "pkpo_groups_total", "groups", "Groups of rewards answered.", ("variant", "run"))
-REWARDS = Definition(Counter, "pkpo_rewards_total", "rewards", "Rewards answered.", ("variant", "run"))
+GROUPS = Definition(Counter, "pkpo_groups_total", "groups", "Groups of rewards answered.", ("variant", RUN_LABEL))
+REWARDS = Definition(Counter, "pkpo_rewards_total", "rewards", "Rewards answered.", ("variant", RUN_LABEL))
 ZERO_SIGNAL = Definition(
     Counter,
     "pkpo_zero_signal_groups_total",
     "groups",
     "Groups whose rewards are all equal or whose advantages are all 0: the run learns nothing from them.",
-    ("variant", "run"),
+    ("variant", RUN_LABEL),
 )
 CLAMPED = Definition(
     Counter,
     "pkpo_clamped_groups_total",
     "groups",
     "Groups whose k was lowered to the largest legal one.",
-    ("variant", "run"),
+    ("variant", RUN_LABEL),
 )
 TOO_SMALL = Definition(
     Counter,
     "pkpo_too_small_groups_total",
     "groups",
     "Groups too small for any k, answered with zeros.",
-    ("variant", "run"),
+    ("variant", RUN_LABEL),
 )
 OF_TRANSFORMS = (ZERO_SIGNAL, CLAMPED, TOO_SMALL)
 MAX_AT_K = Definition(
@@ -116,7 +119,7 @@ MAX_AT_K = Definition(
     "rewards' own",
     "Sum over groups of the unbiased estimate of max@k, which for rewards of 0 and 1 is pass@k. A counter cannot fall,"
     " so what is below 0 is summed apart, as a magnitude.",
-    ("run", "k", "sign"),
+    (RUN_LABEL, "k", "sign"),
 )
 MAX_AT_K_GROUPS = Definition(
     Counter,
@@ -124,13 +127,13 @@ MAX_AT_K_GROUPS = Definition(
     "groups",
     "Groups in that sum: those of at least k rewards. Where there are many some are drawn, and each counts for all that"
     " it was drawn from.",
-    ("run", "k"),
+    (RUN_LABEL, "k"),
 )
 SUM_OF_K = Definition(
-    Counter, "pkpo_k_sum_total", "samples", "Sum over groups of the k they were transformed with.", ("run",)
+    Counter, "pkpo_k_sum_total", "samples", "Sum over groups of the k they were transformed with.", (RUN_LABEL,)
 )
 K_GROUPS = Definition(
-    Counter, "pkpo_k_groups_total", "groups", "Groups in that sum: those whose variant uses k.", ("run",)
+    Counter, "pkpo_k_groups_total", "groups", "Groups in that sum: those whose variant uses k.", (RUN_LABEL,)
 )
 REQUEST_SECONDS = Definition(
     Histogram,
@@ -170,6 +173,20 @@ THREADS = Definition(Gauge, "pkpo_threads", "threads", "Threads that compute big
 OPEN_CALLS = Definition(Gauge, "pkpo_open_calls", "calls", "Calls and streams open, as of up to 50 ms ago.")
 OPEN_CALLS_LIMIT = Definition(Gauge, "pkpo_open_calls_limit", "calls", "Calls and streams that are taken at most.")
 OPEN_STREAMS = Definition(Gauge, "pkpo_open_streams", "streams", "Streams open.")
+RUNS = Definition(
+    Gauge, "pkpo_runs", "runs", "Runs that have series of their own; one that several workers serve counts in each."
+)
+RUNS_LIMIT = Definition(
+    Gauge, "pkpo_runs_limit", "runs", "Runs that have them at most; those that come later share `other`."
+)
+CERTIFICATE_EXPIRY = Definition(
+    Gauge,
+    "pkpo_certificate_expiry_timestamp_seconds",
+    "Unix seconds",
+    "When the server's certificate expires, and of those that sign the clients' the first; where there is TLS.",
+    ("certificate",),
+    joined="livemin",
+)
 BUILD_INFO = Definition(
     Gauge,
     "pkpo_build_info",
@@ -200,19 +217,80 @@ DEFINITIONS = (
     OPEN_CALLS,
     OPEN_CALLS_LIMIT,
     OPEN_STREAMS,
+    RUNS,
+    RUNS_LIMIT,
+    CERTIFICATE_EXPIRY,
     BUILD_INFO,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class _RunSeries:
+class _VariantSeries:
     """What is counted of one variant in one training run."""
 
     groups: Counter
     rewards: Counter
     of_transforms: tuple[Counter, ...]
-    sum_of_k: Counter
-    k_groups: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class _PointSeries:
+    """What is counted of one k of a run's curve."""
+
+    groups: Counter
+    positive: Counter
+    negative: Counter
+
+
+class _RunSeries:
+    """What is counted of one training run. Series are there from when they are first asked for, until all are removed.
+
+    Args:
+        run: how it is called.
+        built: the metrics.
+    """
+
+    def __init__(self, run: str, built: Mapping[Definition, Any]) -> None:
+        self.run = run
+        self._built = built
+        self._made: set[tuple[Any, tuple[str, ...]]] = set()
+        self._variants: dict[str, _VariantSeries] = {}
+        self._points: dict[int, _PointSeries] = {}
+        self._k: tuple[Counter, Counter] | None = None
+
+    def variant(self, variant: str) -> _VariantSeries:
+        """Those of one variant."""
+        series = self._variants.get(variant)
+        if series is None:
+            definitions = (GROUPS, REWARDS) if variant == NO_VARIANT else (GROUPS, REWARDS, *OF_TRANSFORMS)
+            groups, rewards, *of_transforms = (self._series(each, variant, self.run) for each in definitions)
+            series = self._variants[variant] = _VariantSeries(groups, rewards, tuple(of_transforms))
+        return series
+
+    def k(self) -> tuple[Counter, Counter]:
+        """The sum of k, and the groups in it."""
+        if self._k is None:
+            self._k = self._series(SUM_OF_K, self.run), self._series(K_GROUPS, self.run)
+        return self._k
+
+    def point(self, k: int) -> _PointSeries:
+        """Those of one k of the curve."""
+        series = self._points.get(k)
+        if series is None:
+            sums = (self._series(MAX_AT_K, self.run, str(k), sign) for sign in SIGNS)
+            series = self._points[k] = _PointSeries(self._series(MAX_AT_K_GROUPS, self.run, str(k)), *sums)
+        return series
+
+    def remove(self) -> None:
+        """Removes all."""
+        for metric, labels in self._made:
+            metric.remove(*labels)
+
+    def _series(self, definition: Definition, *labels: str) -> Counter:
+        metric = self._built[definition]
+        self._made.add((metric, labels))
+        series: Counter = metric.labels(*labels)
+        return series
 
 
 class Stages(NamedTuple):
@@ -254,15 +332,15 @@ class Metrics:
 
     Args:
         registry: where they are registered.
-        max_run_ids: how many runs get series of their own; those that come later share `other`.
+        runs: those that get series of their own.
         open_calls: how many calls are open.
     """
 
-    def __init__(
-        self, registry: CollectorRegistry, max_run_ids: int, open_calls: Callable[[], int] = lambda: 0
-    ) -> None:
-        self._uncounted: deque[Answered] = deque()
+    def __init__(self, registry: CollectorRegistry, runs: Runs, open_calls: Callable[[], int] = lambda: 0) -> None:
+        self._uncounted: deque[tuple[Answered, _RunSeries]] = deque()
         self._curves = Curves()
+        self._runs = runs
+        self._of_runs: dict[str, _RunSeries] = {}
         self._open_calls = open_calls
         self._counting_soon = False
         # Registered first, it is read first. Curves stay for the event loop, which they belong to.
@@ -293,17 +371,19 @@ class Metrics:
         self._kernel_seconds: dict[str, Counter] = {
             variant: self._series(KERNEL_SECONDS, variant) for variant in (*variants, NO_VARIANT)
         }
-        self._of_runs: dict[tuple[str, str], _RunSeries] = {
-            (variant, NO_RUN): self._run_series(variant, NO_RUN) for variant in (*variants, NO_VARIANT)
-        }
+        of_none = self._of_runs[NO_RUN] = _RunSeries(NO_RUN, self._built)
+        of_none.k()
+        for variant in (*variants, NO_VARIANT):
+            of_none.variant(variant)
         self._batch_rewards: Histogram = self._built[BATCH_REWARDS]
         self._batch_groups: Histogram = self._built[BATCH_GROUPS]
         self._open_calls_now: Gauge = self._built[OPEN_CALLS]
         self.open_streams: Gauge = self._built[OPEN_STREAMS]
-        self._max_run_ids = max_run_ids
-        self._runs: set[str] = set()
-        runs = (__version__, platform.python_version(), *map(installed, ("numba", "numpy", "grpcio")))
-        self._series(BUILD_INFO, *runs).set(1)
+        self._runs_now: Gauge = self._built[RUNS]
+        self._watching_runs = False
+        self._built[RUNS_LIMIT].set(runs.slots)
+        what_runs = (__version__, platform.python_version(), *map(installed, ("numba", "numpy", "grpcio")))
+        self._series(BUILD_INFO, *what_runs).set(1)
 
     def in_flight(self, method: str) -> Gauge:
         """The requests of one call that are being answered, but for those answered at once."""
@@ -313,6 +393,19 @@ class Metrics:
         """How many calls are taken at once, and how many threads compute."""
         self._built[OPEN_CALLS_LIMIT].set(calls)
         self._built[THREADS].set(threads)
+
+    def watch_runs(self) -> None:
+        """From now on, series of runs are removed once these are idle. To be called on the event loop."""
+        self._runs_now.set(len(self._runs))
+        seconds = self._runs.seconds_left()
+        if seconds is not None and not self._watching_runs:
+            self._watching_runs = True
+            asyncio.get_running_loop().call_later(seconds + LETTING_GO_SECONDS, self._let_go)
+
+    def certificates_expire(self, expiry: Mapping[str, float]) -> None:
+        """When the certificates in use expire, in Unix seconds, by what they are."""
+        for certificate, seconds in expiry.items():
+            self._series(CERTIFICATE_EXPIRY, certificate).set(seconds)
 
     def finished(self, method: str, variant: str, code: grpc.StatusCode, seconds: float) -> None:
         """A request was answered, with a result or without."""
@@ -329,12 +422,13 @@ class Metrics:
 
     def answered(self, answered: Answered) -> None:
         """It was answered with a result. To be called on the event loop."""
-        self._uncounted.append(answered)
+        run = self._run(answered.run_id)
+        self._uncounted.append((answered, run))
         transformed, answered.tally.transformed = answered.tally.transformed, None
         self.count_soon()
         if transformed is not None:
             try:
-                self._curves.keep(self._run(answered.run_id), transformed)
+                self._curves.keep(run.run, transformed)
             except Exception as error:
                 # The answer is there, and leaves whether it is counted or not.
                 context = {"message": "rewards were not counted", "exception": error}
@@ -368,27 +462,27 @@ class Metrics:
         # By any thread.
         while self._uncounted:
             try:
-                answered = self._uncounted.popleft()
+                answered, run = self._uncounted.popleft()
             except IndexError:
                 break  # another thread was faster
-            self._count(answered)
+            self._count(answered, run)
         self._open_calls_now.set(self._open_calls())
 
     def _count_curve(self) -> None:
-        run, points = self._curves.summed()
+        name, points = self._curves.summed()
+        run = self._of_runs.get(name)
+        if run is None:
+            return  # it was let go
         for point in points:
-            k = str(point.k)
-            self._series(MAX_AT_K_GROUPS, run, k).inc(point.groups)
-            for sign, magnitude in zip(SIGNS, (point.positive, point.negative), strict=True):
-                self._series(MAX_AT_K, run, k, sign).inc(magnitude)
+            series = run.point(point.k)
+            series.groups.inc(point.groups)
+            series.positive.inc(point.positive)
+            series.negative.inc(point.negative)
 
-    def _count(self, answered: Answered) -> None:
+    def _count(self, answered: Answered, run: _RunSeries) -> None:
         variant, tally = answered.variant, answered.tally
         self.finished(answered.method, variant, grpc.StatusCode.OK, answered.seconds)
-        run = self._run(answered.run_id)
-        series = self._of_runs.get((variant, run))
-        if series is None:
-            series = self._of_runs[variant, run] = self._run_series(variant, run)
+        series = run.variant(variant)
         series.groups.inc(tally.groups)
         series.rewards.inc(tally.rewards)
         for counter, groups in zip(
@@ -396,9 +490,10 @@ class Metrics:
         ):
             if groups:
                 counter.inc(groups)
+        sum_of_k, k_groups = run.k()
         if tally.groups_with_k:
-            series.sum_of_k.inc(tally.sum_of_k)
-            series.k_groups.inc(tally.groups_with_k)
+            sum_of_k.inc(tally.sum_of_k)
+            k_groups.inc(tally.groups_with_k)
         read, compute, write = answered.stages
         wait = max(0.0, answered.seconds - read - compute - write)
         for counter, seconds in zip(self._stage_seconds[answered.method], (read, wait, compute, write), strict=True):
@@ -407,23 +502,23 @@ class Metrics:
         self._batch_rewards.observe(tally.rewards)
         self._batch_groups.observe(tally.groups)
 
-    def _run_series(self, variant: str, run: str) -> _RunSeries:
-        groups, rewards, *of_transforms = (
-            self._series(definition, variant, run)
-            for definition in ((GROUPS, REWARDS) if variant == NO_VARIANT else (GROUPS, REWARDS, *OF_TRANSFORMS))
-        )
-        return _RunSeries(
-            groups, rewards, tuple(of_transforms), self._series(SUM_OF_K, run), self._series(K_GROUPS, run)
-        )
+    def _run(self, run_id: str) -> _RunSeries:
+        name = self._runs.name(run_id)
+        run = self._of_runs.get(name)
+        if run is None:
+            run = self._of_runs[name] = _RunSeries(name, self._built)
+            self.watch_runs()
+        return run
 
-    def _run(self, run_id: str) -> str:
-        if not run_id or not self._max_run_ids:
-            return NO_RUN
-        if run_id not in self._runs:
-            if len(self._runs) >= self._max_run_ids:
-                return OTHER_RUN
-            self._runs.add(run_id)
-        return run_id
+    def _let_go(self) -> None:
+        self._watching_runs = False
+        try:
+            for name in self._runs.let_go():
+                run = self._of_runs.pop(name, None)
+                if run is not None:
+                    run.remove()
+        finally:
+            self.watch_runs()
 
     def _series(self, definition: Definition, *labels: str) -> Any:
         return self._built[definition].labels(*labels)

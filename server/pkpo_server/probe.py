@@ -1,6 +1,6 @@
 """The health probe of containers: exit status 0 where a server answers that it is SERVING.
 
-    python -m pkpo_server.probe [ADDRESS]
+    python -m pkpo_server.probe [--within SECONDS] [ADDRESS]
 
 It runs every few seconds beside the server, on the server's processors, so it imports gRPC and nothing else: the two
 messages of grpc.health.v1.Health/Check are short enough to be written here.
@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from typing import Any
 
 DEADLINE_SECONDS = 2.0
+PAUSE_SECONDS = 0.5
 DEFAULT_PORT = 50052
 _CHECK = "/grpc.health.v1.Health/Check"
 _SERVER_AS_A_WHOLE = b""
@@ -25,14 +27,32 @@ def main() -> int:
     default = f"127.0.0.1:{os.environ.get('PKPO_HEALTH_PORT', DEFAULT_PORT)}"
     parser = argparse.ArgumentParser("python -m pkpo_server.probe", description="Exits with 0 where a server serves.")
     parser.add_argument("address", nargs="?", default=default, help="host:port or unix:PATH (default: %(default)s)")
-    address = parser.parse_args().address
+    parser.add_argument(
+        "--within",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="ask again until it serves, for at most so long (default: ask once)",
+    )
+    given = parser.parse_args()
+    address, last = given.address, time.monotonic() + given.within
     # One line of ours says what is wrong; gRPC's C core, which reads this as it is loaded, would add some of its own.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     complaint = _complaint(address)
+    while complaint is not None and time.monotonic() + PAUSE_SECONDS <= last:
+        time.sleep(PAUSE_SECONDS)
+        complaint = _complaint(address)
     if complaint is None:
         return 0
     print(f"{address}: {complaint}", file=sys.stderr)
     return 1
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
 
 
 def _complaint(address: str) -> str | None:

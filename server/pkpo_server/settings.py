@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -39,6 +40,7 @@ class Setting:
         unit: of a number, where it has one.
         least, greatest: the bounds of a number.
         choices: the words it may be; empty where it may be any.
+        pattern, form: what else a text must match, as an expression and in words.
     """
 
     kind: type
@@ -48,6 +50,8 @@ class Setting:
     least: int = 0
     greatest: int = 0
     choices: tuple[str, ...] = ()
+    pattern: str = ".+"
+    form: str = "an address"
 
     def value(self, text: str) -> Any:
         """What a text says. Raises ValueError where that cannot be."""
@@ -60,7 +64,7 @@ class Setting:
         if self.kind in (int, float):
             fits = self.least <= value <= self.greatest  # so not NaN
         else:
-            fits = bool(text) and (not self.choices or text in self.choices)
+            fits = re.fullmatch(self.pattern, text, re.DOTALL) and (not self.choices or text in self.choices)
         if not fits:
             raise ValueError(text)
         return value
@@ -74,7 +78,7 @@ class Setting:
             return "true or false"
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        return "a path" if self.kind is Path else "an address"
+        return "a path" if self.kind is Path else self.form
 
 
 def _address(default: str, description: str) -> Any:
@@ -103,6 +107,18 @@ class Settings:
     port: int = _number(50051, "TCP port to serve on; 0 picks a free one, which the log names.", 0, 65535)
     unix_socket: Path | None = field(
         default=None, metadata=_path("Serve on this unix socket instead of TCP (one worker, for a sidecar).")
+    )
+    unix_socket_mode: str | None = field(
+        default=None,
+        metadata={
+            "setting": Setting(
+                str,
+                None,
+                "Who may connect to the unix socket: its mode, such as 660. By itself, the umask says.",
+                pattern="0?[0-7]{3}",
+                form="three octal digits",
+            )
+        },
     )
     tls_certificate: Path | None = field(
         default=None,
@@ -170,6 +186,14 @@ class Settings:
         10000,
         "runs",
     )
+    run_idle_seconds: float = _number(
+        7200,
+        "A run that sends nothing for this long gives its metric series back; longer than a training step takes.",
+        1,
+        10**7,
+        "seconds",
+        float,
+    )
     reflection: bool = _field(
         Setting(bool, True, "Let clients ask which services and messages there are. Not where `tokens` is set.")
     )
@@ -182,6 +206,7 @@ class Settings:
             ("tls_certificate", "tls_key"),
             ("tls_key", "tls_certificate"),
             ("tls_client_ca", "tls_key"),
+            ("unix_socket_mode", "unix_socket"),
         ):
             if getattr(self, name) is not None and getattr(self, needed) is None:
                 raise InvalidSettings(

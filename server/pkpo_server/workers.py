@@ -16,7 +16,9 @@ import socket
 import sys
 import tempfile
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+import warnings
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, multiprocess
@@ -26,6 +28,7 @@ from pkpo_server import logs, signals
 from pkpo_server.address import CannotListen, tcp_address, warn_where_open
 from pkpo_server.logs import Log
 from pkpo_server.prometheus import Definition, Processes, serve_metrics
+from pkpo_server.run_files import RunFile, RunFiles
 from pkpo_server.settings import WORKER_VARIABLE, Settings, settings_of
 
 _METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -100,6 +103,7 @@ class Supervisor:
 
     def _serve_metrics(self) -> None:
         multiprocess.MultiProcessCollector(self._registry, path=self._folder)  # type: ignore[no-untyped-call]
+        self._registry.register(RunFiles(Path(self._folder)))
         self._registry.register(Processes(_Pids(self._living)))
         address = serve_metrics(self._settings.metrics_host, self._settings.metrics_port, self._registry)
         self._log.info("metrics", address=address)
@@ -253,7 +257,9 @@ def run_worker(role: str) -> int:
     from prometheus_client import values
 
     # Files are named by the worker's number, not its process: a successor goes on counting where the dead one stopped.
-    values.ValueClass = values.MultiProcessValue(lambda: told["index"])  # type: ignore[no-untyped-call]
+    others = values.MultiProcessValue(lambda: told["index"])  # type: ignore[no-untyped-call]
+    # The library cannot take series out of its files, and says so; those that are taken out are in ours.
+    warnings.filterwarnings("ignore", "Removal of labels", UserWarning)
 
     from pkpo_server.lifecycle import Place, run_place
 
@@ -270,7 +276,9 @@ def run_worker(role: str) -> int:
         serving=serving,
         abandoned=told["life"],
     )
-    return run_place(settings, place, CollectorRegistry(), log)
+    with closing(RunFile(Path(os.environ[_METRICS_FOLDER_VARIABLE]), told["index"])) as run_file:
+        values.ValueClass = run_file.value_class(others)
+        return run_place(settings, place, CollectorRegistry(), log, run_file)
 
 
 def _reserved(host: str, port: int) -> socket.socket:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -304,6 +308,45 @@ def test_a_unix_socket(tmp_path: Path) -> None:
         pb_grpc.RewardTransformServiceStub(channel).Transform(small_request())
 
 
+def test_who_may_connect_to_a_unix_socket_can_be_said(tmp_path: Path) -> None:
+    path = tmp_path / "pkpo.sock"
+    before = os.umask(0o027)
+    try:
+        for flags, mode in (
+            ((), 0o750),
+            (("--unix-socket-mode", "0666"), 0o666),
+            (("--unix-socket-mode", "600"), 0o600),
+        ):
+            with LiveServer("--unix-socket", str(path), *flags) as server, connect(server) as channel:
+                assert stat.S_IMODE(path.stat().st_mode) == mode
+                pb_grpc.RewardTransformServiceStub(channel).Transform(small_request())
+    finally:
+        os.umask(before)
+
+
+STRANGER = """
+import os, socket, sys
+os.setgroups([])
+os.setgid(12345)
+os.setuid(12345)
+socket.socket(socket.AF_UNIX).connect(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(("mode", "may"), [("660", False), ("666", True)])
+def test_another_user_connects_if_the_mode_says_so(mode: str, may: bool) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder) / "pkpo.sock"
+        with LiveServer("--unix-socket", str(path), "--unix-socket-mode", mode):
+            done = subprocess.run(
+                [sys.executable, "-c", STRANGER, str(path)], capture_output=True, text=True, timeout=60
+            )
+    assert (done.returncode == 0, "PermissionError" in done.stderr) == (may, not may)
+
+
 def start_and_wait(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pkpo_server", "--metrics-port", "0", *flags]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -373,3 +416,40 @@ def test_many_callers_at_once(server: LiveServer) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+# --- callers that vanish ----------------------------------------------------------------------------------------------
+
+HASTE = """
+from pkpo_server import lifecycle
+lifecycle.KEEPALIVE_TIME_MS = lifecycle.KEEPALIVE_TIMEOUT_MS = 1000
+"""
+CALLER = """
+import sys, threading, grpc
+from pkpo.v1 import reward_transform_pb2 as pb, reward_transform_pb2_grpc as pb_grpc
+
+def messages():
+    groups = pb.RewardGroups(f64=pb.DoubleValues(values=[0, 1]), group_size=2)
+    yield pb.TransformStreamRequest(sequence=1, request=pb.TransformRequest(groups=groups, k=[1]))
+    threading.Event().wait()
+
+with grpc.insecure_channel(sys.argv[1]) as channel:
+    for answer in pb_grpc.RewardTransformServiceStub(channel).TransformStream(messages()):
+        print(answer.sequence, flush=True)
+"""
+
+
+def test_a_caller_that_vanished_is_let_go(tmp_path: Path) -> None:
+    """Stopped, it answers no ping, while the system goes on to take what is sent to it. gRPC by itself waits a minute,
+    whatever the keepalive's timeout."""
+    (tmp_path / "sitecustomize.py").write_text(HASTE)
+    with LiveServer(env={"PYTHONPATH": str(tmp_path)}) as server:
+        command = [sys.executable, "-c", CALLER, server.address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as caller:
+            assert caller.stdout is not None
+            assert caller.stdout.readline() == "1\n"
+            time.sleep(4)  # several pings that it answers
+            assert server.metrics()["pkpo_open_streams"] == 1
+            caller.send_signal(signal.SIGSTOP)
+            poll(lambda: server.metrics()["pkpo_open_streams"] == 0, "end of its stream", 40)
+            caller.kill()

@@ -24,7 +24,18 @@ from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
 from pkpo_core import RewardGroups, Variant
 from pkpo_server.codec import Tally
-from pkpo_server.metrics import COUNTING_SECONDS, DEFINITIONS, STAGES, Answered, Metrics, Stages
+from pkpo_server.metrics import (
+    CERTIFICATE_EXPIRY,
+    COUNTING_SECONDS,
+    DEFINITIONS,
+    STAGES,
+    Answered,
+    Metrics,
+    Stages,
+    _RunSeries,
+)
+from pkpo_server.runs import Runs
+from said import Said
 
 
 def request(values: Any, size: int = 4, **fields: Any) -> pb.TransformRequest:
@@ -32,6 +43,10 @@ def request(values: Any, size: int = 4, **fields: Any) -> pb.TransformRequest:
     message.groups.f64.CopyFrom(packed.double_values(np.asarray(values, dtype=float)))
     message.groups.group_size = size
     return message
+
+
+def runs() -> Runs:
+    return Runs(8, 3600, Said())  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +159,7 @@ def test_a_run_has_its_curve_and_its_k(fresh: LiveServer, fresh_stub: Any) -> No
 
 def test_stages_are_told_apart() -> None:
     registry = CollectorRegistry()
-    counters = Metrics(registry, 8)
+    counters = Metrics(registry, runs())
 
     async def answer() -> None:
         counters.answered(Answered("Transform", "S", "", Tally(2, 8), Stages(read=0.1, compute=0.2, write=0.3), 1.0))
@@ -248,18 +263,21 @@ def test_runs_are_bounded(fresh: LiveServer, fresh_stub: Any) -> None:
     assert samples['pkpo_groups_total{run="run/b",variant="S"}'] == 2
     assert samples['pkpo_groups_total{run="other",variant="S"}'] == 2
     assert not any("run/c" in name or "run/d" in name for name in samples)
+    assert (samples["pkpo_runs"], samples["pkpo_runs_limit"]) == (2, 2)
 
 
 def test_the_text_is_well_formed(fresh: LiveServer) -> None:
     families = list(text_string_to_metric_families(fresh.metrics_text()))
     ours = [family for family in families if family.name.startswith("pkpo_")]
+    there = set(DEFINITIONS) - {CERTIFICATE_EXPIRY}  # without TLS its help is there, and no more
+    assert {family.name for family in ours if family.samples} >= {each.name.removesuffix("_total") for each in there}
     assert {family.name for family in ours} == {each.name.removesuffix("_total") for each in DEFINITIONS}
     assert all(family.documentation for family in ours)
 
 
 def test_a_curve_that_fails_costs_no_answer_and_stops_no_counting(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = CollectorRegistry()
-    counters = Metrics(registry, 8)
+    counters = Metrics(registry, runs())
     groups = RewardGroups(np.array([0.0, 1.0]), 2)
     failures = [MemoryError()]
     keep = counters._curves.keep
@@ -288,7 +306,7 @@ def test_a_curve_that_fails_costs_no_answer_and_stops_no_counting(monkeypatch: p
 def test_runs_take_turns_for_their_curves() -> None:
     """One each time, so that nobody waits for many."""
     registry = CollectorRegistry()
-    counters = Metrics(registry, 8)
+    counters = Metrics(registry, runs())
 
     async def answer() -> None:
         for run in "abc":
@@ -318,14 +336,14 @@ def test_prometheus_scrapes_it(fresh: LiveServer, fresh_stub: Any, tmp_path: Pat
 
 def test_what_cannot_be_counted_stops_no_counting(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = CollectorRegistry()
-    counters = Metrics(registry, 8)
+    counters = Metrics(registry, runs())
     answered = Answered("Transform", "S", "", Tally(groups=2, rewards=8), Stages(1e-5, 1e-4, 1e-5), 1e-3)
     count, failures = counters._count, [OSError("no space left on device")]
 
-    def failing_once(each: Answered) -> None:
+    def failing_once(each: Answered, run: _RunSeries) -> None:
         if failures:
             raise failures.pop()
-        count(each)
+        count(each, run)
 
     monkeypatch.setattr(counters, "_count", failing_once)
 

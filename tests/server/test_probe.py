@@ -64,6 +64,18 @@ def test_starting_is_not_serving(tmp_path: Path) -> None:
         assert complaint(server.address) == f"{server.address}: NOT_SERVING"
 
 
+def test_it_asks_again_until_there_is_a_server_that_serves(tmp_path: Path) -> None:
+    path = tmp_path / "pkpo.sock"
+    command = [sys.executable, "-m", "pkpo_server.probe", "--within", "240", f"unix:{path}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as asking:
+        assert complaint("--within", "2", f"unix:{path}").startswith(f"unix:{path}: UNAVAILABLE: ")
+        assert asking.poll() is None
+        with LiveServer("--unix-socket", str(path)):
+            assert asking.wait(60) == 0
+        assert asking.stderr is not None
+        assert asking.stderr.read() == ""
+
+
 def test_draining_is_not_serving() -> None:
     """Held up by accepted work of minutes."""
     groups = pb.RewardGroups(f64=pb.DoubleValues(values=[0.0, 1.0] * 2**20), group_size=2**12)
@@ -101,4 +113,5 @@ def test_what_is_no_address(address: str) -> None:
 
 
 def test_a_command_line_it_does_not_know() -> None:
-    assert probe("one", "two").returncode == 2
+    for arguments in (("one", "two"), ("--within", "x"), ("--within", "-1"), ("--within", "inf"), ("--within",)):
+        assert probe(*arguments).returncode == 2

@@ -21,6 +21,7 @@ from pkpo_server.address import warn_where_open
 from pkpo_server.certificates import Certificates, UnusableCertificate
 from pkpo_server.settings import settings_of
 from pkpo_server.tokens import LOOKING_SECONDS, Tokens, UnusableTokens
+from said import Said
 
 REQUEST = pb.TransformRequest(k=[1], groups=pb.RewardGroups(f64=pb.DoubleValues(values=[0, 1]), group_size=2))
 ANSWER = [-0.5, 0.5]
@@ -37,8 +38,8 @@ class Identity:
     def __init__(self, folder: Path) -> None:
         self.certificate, self.key, self.client_ca = folder / "tls.crt", folder / "tls.key", folder / "ca.crt"
 
-    def issue(self, authority: trustme.CA) -> None:
-        leaf = authority.issue_cert("localhost", "127.0.0.1")
+    def issue(self, authority: trustme.CA, **options: Any) -> None:
+        leaf = authority.issue_cert("localhost", "127.0.0.1", **options)
         self._replace(self.certificate, b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
         self._replace(self.key, leaf.private_key_pem.bytes())
         self._replace(self.client_ca, authority.cert_pem.bytes())
@@ -58,18 +59,6 @@ def identity(tmp_path: Path, authority: trustme.CA) -> Identity:
     identity = Identity(tmp_path)
     identity.issue(authority)
     return identity
-
-
-class Said:
-    """A log that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, dict[str, Any]]] = []
-
-    def info(self, event: str, **fields: Any) -> None:
-        self.lines.append((event, fields))
-
-    warning = error = info
 
 
 def run_short_of_descriptors(monkeypatch: pytest.MonkeyPatch, times: int) -> None:

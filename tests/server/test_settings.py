@@ -30,6 +30,8 @@ def other_value(name: str) -> Any:
     setting = SETTINGS[name]
     if name == "unix_socket":
         return "/tmp/pkpo.sock"
+    if name == "unix_socket_mode":
+        return "0660"
     if name == "log_level":
         return "error"
     if setting.kind is bool:
@@ -41,6 +43,7 @@ def other_value(name: str) -> Any:
 
 # What some settings are refused without.
 COMPANIONS = {
+    "unix_socket_mode": {"unix_socket": "/tmp/pkpo.sock"},
     "tls_certificate": {"tls_key": "tls.key"},
     "tls_key": {"tls_certificate": "tls.crt"},
     "tls_client_ca": {"tls_certificate": "tls.crt", "tls_key": "tls.key"},
@@ -102,6 +105,14 @@ BAD = [
     ([], {"PKPO_PORT": "tcp://10.0.0.1:50051"}, ["PKPO_PORT", "enableServiceLinks"]),
     (["--unix-socket", "/tmp/s", "--workers", "2"], {}, ["--workers", "2", "must be 1"]),
     (["--unix-socket", "/" + "x" * 120], {}, ["--unix-socket", "121", "107"]),
+    (["--unix-socket-mode", "660"], {}, ["--unix-socket-mode", "660", "without --unix-socket"]),
+    (
+        ["--unix-socket", "/tmp/s", "--unix-socket-mode", "rw-"],
+        {},
+        ["--unix-socket-mode", "'rw-'", "three octal digits"],
+    ),
+    (["--unix-socket", "/tmp/s", "--unix-socket-mode", "668"], {}, ["--unix-socket-mode", "'668'"]),
+    (["--run-idle-seconds", "0"], {}, ["--run-idle-seconds", "'0'", "from 1 to"]),
     (["--tls-key", "k"], {}, ["--tls-key", "without --tls-certificate (PKPO_TLS_CERTIFICATE)"]),
     ([], {"PKPO_TLS_CERTIFICATE": "c"}, ["PKPO_TLS_CERTIFICATE", "without --tls-key"]),
     (["--tls-client-ca", "a"], {}, ["--tls-client-ca", "without --tls-key"]),

@@ -1,0 +1,216 @@
+"""Certificates: when they expire is read, told and acted upon, and those that clients cannot use are refused."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from cryptography import x509 as oracle
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.x509.oid import NameOID
+
+from live_server import LiveServer, poll
+from pkpo.v1 import reward_transform_pb2 as pb
+from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
+from pkpo_server import x509
+from pkpo_server.certificates import CLIENT_CA, KEY_KINDS, SERVER, WARNING_DAYS, Certificates, UnusableCertificate
+from said import Said
+
+KEYS: dict[str, Callable[[], Any]] = {
+    "RSA": lambda: rsa.generate_private_key(65537, 2048),
+    "P-256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "P-384": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "P-521": lambda: ec.generate_private_key(ec.SECP521R1()),
+    "secp256k1": lambda: ec.generate_private_key(ec.SECP256K1()),
+    "unknown": lambda: ec.generate_private_key(ec.BrainpoolP256R1()),
+    "Ed25519": ed25519.Ed25519PrivateKey.generate,
+    "Ed448": ed448.Ed448PrivateKey.generate,
+}
+OTHERS = sorted({*KEYS} - {*KEY_KINDS})
+BEGAN = datetime(2020, 1, 1, tzinfo=timezone.utc)
+LATE = datetime(2049, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
+
+
+def in_days(days: float) -> datetime:
+    return datetime.now(timezone.utc).replace(microsecond=0) + timedelta(days=days)
+
+
+class Files:
+    """A certificate signed by its own key, and where it is written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.certificate, self.key, self.client_ca = folder / "tls.crt", folder / "tls.key", folder / "ca.crt"
+
+    def write(self, kind: str = "P-256", expires: datetime = LATE) -> None:
+        key = KEYS[kind]()
+        name = oracle.Name([oracle.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+        builder = (
+            oracle.CertificateBuilder(name, name, key.public_key(), oracle.random_serial_number())
+            .not_valid_before(BEGAN)
+            .not_valid_after(expires)
+            .add_extension(oracle.SubjectAlternativeName([oracle.DNSName("localhost")]), critical=False)
+            .add_extension(oracle.BasicConstraints(ca=True, path_length=None), critical=True)
+        )
+        signed = builder.sign(key, None if kind.startswith("Ed") else hashes.SHA256())
+        self.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        self.key.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return "--tls-certificate", str(self.certificate), "--tls-key", str(self.key)
+
+    def read(self, said: Said, *, client_ca: bool = False) -> Certificates:
+        ca = self.client_ca if client_ca else None
+        return Certificates(self.certificate, self.key, ca, said)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def called(port: str, trusted: bytes) -> list[float]:
+    groups = pb.RewardGroups(f64=pb.DoubleValues(values=[0, 1]), group_size=2)
+    credentials = grpc.ssl_channel_credentials(trusted)
+    with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
+        stub: Any = pb_grpc.RewardTransformServiceStub(channel)
+        return list(stub.Transform(pb.TransformRequest(k=[1], groups=groups), timeout=20).f64.values)
+
+
+@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("expires", [LATE, LATE + timedelta(seconds=1), datetime(9999, 12, 31, tzinfo=timezone.utc)])
+def test_what_a_certificate_says_is_read(kind: str, expires: datetime, files: Files) -> None:
+    """From 2050 on, years have four digits."""
+    files.write(kind, expires)
+    authority = trustme.CA(key_type=trustme.KeyType.RSA).cert_pem.bytes()
+    first, second = x509.certificates(b"# a comment\n" + files.certificate.read_bytes() + authority)
+    assert first == x509.Certificate(expires.timestamp(), kind)
+    assert second.key_kind == "RSA"
+    assert second.expires == oracle.load_pem_x509_certificate(authority).not_valid_after_utc.timestamp()
+
+
+@pytest.mark.parametrize("kind", KEY_KINDS)
+def test_clients_can_use_every_kind_of_key_that_is_taken(kind: str, files: Files) -> None:
+    files.write(kind)
+    with LiveServer("--health-port", "0", *files.flags, wait=False) as server:
+        poll(lambda: server.log_lines("serving") or server.log_lines("failed"), "start", 240)
+        port = server.address.rpartition(":")[2]
+        assert called(port, files.certificate.read_bytes()) == [-0.5, 0.5]
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_kinds_are_refused(kind: str, files: Files) -> None:
+    files.write(kind)
+    with pytest.raises(UnusableCertificate) as caught:
+        files.read(Said())
+    assert str(caught.value).endswith(f"{files.certificate}: its key is of kind {kind}; must be RSA, P-256 or P-384")
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_which_grpc_s_clients_cannot_use(kind: str, files: Files) -> None:
+    """Were that to change, so should KEY_KINDS."""
+    files.write(kind)
+    identity = (files.key.read_bytes(), files.certificate.read_bytes())
+    server = grpc.server(ThreadPoolExecutor(1))
+    try:
+        port = server.add_secure_port("localhost:0", grpc.ssl_server_credentials([identity]))
+    except RuntimeError:
+        return  # nor can its servers
+    server.start()
+    with pytest.raises(grpc.RpcError) as caught:
+        called(str(port), files.certificate.read_bytes())
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+    server.stop(None).wait()
+
+
+def test_an_expired_certificate_ends_the_start(files: Files) -> None:
+    files.write(expires=BEGAN + timedelta(days=1))
+    with LiveServer(*files.flags, wait=False) as server:
+        assert server.process.wait(60) == 1
+        (line,) = poll(lambda: server.log_lines("failed"), "line")
+        assert line["message"].endswith(f"{files.certificate}: it expired on 2020-01-02T00:00:00+00:00")
+
+
+def test_an_expired_certificate_does_not_replace_one_that_is_in_use(files: Files) -> None:
+    said = Said()
+    files.write()
+    certificates = files.read(said)
+    files.write(expires=BEGAN + timedelta(days=1))
+    assert certificates._changed() is None
+    assert certificates.expiry() == {SERVER: LATE.timestamp()}
+    ((event, fields),) = said.lines
+    assert event == "certificate_unusable"
+    assert "it expired on 2020-01-02" in fields["message"]
+
+
+def test_what_expires_soon_is_said(files: Files) -> None:
+    said, soon = Said(), in_days(WARNING_DAYS - 1)
+    files.write()
+    files.client_ca.write_bytes(files.certificate.read_bytes())
+    certificates = files.read(said, client_ca=True)
+    assert said.lines == []
+    files.write(expires=soon)
+    with files.client_ca.open("ab") as more:  # beside the other one, which lasts
+        more.write(files.certificate.read_bytes())
+    files.write(expires=in_days(WARNING_DAYS + 1))
+    assert certificates.expiry() == {
+        SERVER: x509.certificates(files.certificate.read_bytes())[0].expires,
+        CLIENT_CA: soon.timestamp(),
+    }
+    assert said.lines == [
+        ("certificate_changed", {"path": str(files.certificate)}),
+        ("certificate_expires", {"path": str(files.client_ca), "expires": soon.isoformat()}),
+    ]
+
+
+def test_what_was_seen_before_anyone_connected_is_shown_to_who_connects(files: Files) -> None:
+    """Files are looked at for their expiry too; gRPC must be told all the same."""
+    files.write()
+    certificates = files.read(Said())
+    files.write(expires=in_days(400))
+    assert certificates.expiry()[SERVER] < LATE.timestamp()
+    assert certificates._changed() is not None
+    assert certificates._changed() is None
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_expiry_is_a_metric(workers: str, files: Files) -> None:
+    files.write(expires=in_days(5))
+    files.client_ca.write_bytes(trustme.CA().cert_pem.bytes())
+    expires = x509.certificates(files.certificate.read_bytes())[0].expires
+    authority = x509.certificates(files.client_ca.read_bytes())[0].expires
+    flags = (*files.flags, "--tls-client-ca", str(files.client_ca), "--workers", workers)
+    with LiveServer(*flags, wait=False) as server:
+        poll(lambda: server.log_lines("serving") or server.log_lines("failed"), "start", 240)
+        samples = server.metrics()
+        assert samples['pkpo_certificate_expiry_timestamp_seconds{certificate="server"}'] == expires
+        assert samples['pkpo_certificate_expiry_timestamp_seconds{certificate="client_ca"}'] == authority
+        assert {line["path"] for line in server.log_lines("certificate_expires")} == {str(files.certificate)}
+    assert expires > time.time()
+
+
+@pytest.mark.parametrize("content", [b"", b"no PEM", b"-----BEGIN CERTIFICATE-----"])
+def test_where_no_certificate_is_there_is_an_error(content: bytes) -> None:
+    with pytest.raises(ValueError, match="there is no certificate"):
+        x509.certificates(content)
+
+
+def test_a_certificate_that_is_cut_short_is_an_error(files: Files) -> None:
+    files.write()
+    whole = ssl.PEM_cert_to_DER_cert(files.certificate.read_text())
+    for length in range(len(whole)):
+        with pytest.raises(ValueError, match="a certificate cannot be read"):
+            x509.certificates(ssl.DER_cert_to_PEM_cert(whole[:length]).encode())

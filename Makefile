@@ -9,7 +9,7 @@ PYTHON_DEPLOY ?= $(shell for p in python3.13 python3.12 $(PYTHON); do $$p -c '' 
 
 RUN_DIR ?= runs/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo serve train test test-trainer test-deploy manifests lint bench performance capacity proto clean
+.PHONY: setup demo serve train figures test test-trainer test-deploy test-verl test-trl test-tunix manifests lint bench performance capacity proto clean
 
 setup: $(VENV)/test
 
@@ -22,6 +22,10 @@ serve: $(VENV)/test
 # A server, Prometheus and the example trainer; FLAGS are the trainer's options.
 train: $(VENV)-trainer/installed
 	OMP_NUM_THREADS=1 $(VENV)-trainer/bin/python -m trainer_example.observed --run_dir $(RUN_DIR) $(FLAGS)
+
+# The papers' toy results, and the data they are drawn from.
+figures: $(VENV)/test
+	$(BIN)/python -m examples.figures
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest

@@ -19,10 +19,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    allowed = item.config.getoption("--skips-only-for")
-    if report.skipped and allowed is not None and not hasattr(report, "wasxfail"):
-        reason = str(call.excinfo.value) if call.excinfo else ""
-        if not any(part and reason.startswith(f"needs {part}") for part in allowed.split(",")):
-            report.outcome = "failed"
-            report.longrepr = f"skipped, where no part may be missing: {reason}"
+    if not hasattr(report, "wasxfail"):
+        _judge(report, item.config, str(call.excinfo.value) if call.excinfo else "")
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple):
+        _judge(report, collector.config, report.longrepr[2].removeprefix("Skipped: "))
+    return report
+
+
+def _judge(report: pytest.TestReport | pytest.CollectReport, config: pytest.Config, reason: str) -> None:
+    """Makes a failure of a skip for want of a part that may not be missing."""
+    allowed = config.getoption("--skips-only-for")
+    if not report.skipped or allowed is None:
+        return
+    if not any(part and reason.startswith(f"needs {part}") for part in allowed.split(",")):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, where no part may be missing: {reason}"

@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# Helm's library asks for 3.12.
+# Helm's library asks for 3.12, and tunix for 3.11.
 PYTHON_DEPLOY ?= $(shell for p in python3.13 python3.12 $(PYTHON); do $$p -c '' 2>/dev/null && echo $$p && break; done)
+
+PYTHON_TUNIX ?= $(PYTHON_DEPLOY)
 
 RUN_DIR ?= runs/$(shell date +%Y%m%d-%H%M%S)
 
@@ -37,6 +39,13 @@ test-trainer: $(VENV)-trainer/installed
 # What it cannot find (nginx, buildah, Prometheus, ...) it names.
 test-deploy: $(VENV)-deploy/installed
 	PATH="$(abspath $(VENV)-deploy)/bin:$$PATH" $(VENV)-deploy/bin/python -m pytest tests/deploy
+
+# Each integration against its framework, in an environment of its own.
+test-trl: $(VENV)-trl/installed
+	OMP_NUM_THREADS=1 $(VENV)-trl/bin/python -m pytest tests/integrations/test_trl.py
+
+test-tunix: $(VENV)-tunix/installed
+	OMP_NUM_THREADS=1 $(VENV)-tunix/bin/python -m pytest tests/integrations/test_tunix.py tests/integrations/test_jax.py
 
 # What in deploy/ is made from elsewhere: from the settings, the version, the chart, the dashboard's panels.
 manifests: $(VENV)-deploy/installed
@@ -71,7 +80,7 @@ proto: $(VENV)-proto/installed
 	  --python_out=tests --mypy_out=tests conformance/conformance.proto
 
 clean:
-	rm -rf $(VENV) $(VENV)-proto $(VENV)-verl $(VENV)-trainer $(VENV)-deploy
+	rm -rf $(addprefix $(VENV),'' -proto -verl -trl -tunix -trainer -deploy)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -90,6 +99,19 @@ $(VENV)-trainer/installed: pyproject.toml
 	@echo "installing what the trainer needs, with torch about 1.5 GB, into $(VENV)-trainer"
 	$(VENV)-trainer/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(VENV)-trainer/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[trainer,test]'
+	touch $@
+
+$(VENV)-trl/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-trl
+	@echo "installing TRL, with torch about 1.2 GB, into $(VENV)-trl"
+	$(VENV)-trl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VENV)-trl/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[trl,local,test]'
+	touch $@
+
+$(VENV)-tunix/installed: pyproject.toml
+	$(PYTHON_TUNIX) -m venv $(VENV)-tunix
+	@echo "installing google-tunix, about 1.8 GB, into $(VENV)-tunix"
+	$(VENV)-tunix/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tunix,local,test]'
 	touch $@
 
 $(VENV)-deploy/installed: pyproject.toml

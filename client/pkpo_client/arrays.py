@@ -77,7 +77,7 @@ def on_host(name: str, values: Any) -> NDArray[Any]:
     if jax is not None and isinstance(values, jax.core.Tracer):
         raise refused(
             name,
-            "is a JAX tracer, which has no values yet; call outside of jit, or through jax.experimental.io_callback",
+            "is a JAX tracer, which has no values yet; call outside jit, or by pkpo_client.integrations.jax.transform",
         )
     try:
         return np.asarray(values)

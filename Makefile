@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+VENV_VERL ?= $(VENV)-verl
+PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 
 # Helm's library asks for 3.12, and tunix for 3.11.
 PYTHON_DEPLOY ?= $(shell for p in python3.13 python3.12 $(PYTHON); do $$p -c '' 2>/dev/null && echo $$p && break; done)
@@ -41,6 +42,9 @@ test-deploy: $(VENV)-deploy/installed
 	PATH="$(abspath $(VENV)-deploy)/bin:$$PATH" $(VENV)-deploy/bin/python -m pytest tests/deploy
 
 # Each integration against its framework, in an environment of its own.
+test-verl: $(VENV_VERL)/installed
+	PATH="$(abspath $(VENV_VERL))/bin:$$PATH" OMP_NUM_THREADS=1 $(VENV_VERL)/bin/python -m pytest tests/integrations/test_verl.py
+
 test-trl: $(VENV)-trl/installed
 	OMP_NUM_THREADS=1 $(VENV)-trl/bin/python -m pytest tests/integrations/test_trl.py
 
@@ -61,12 +65,12 @@ lint: $(VENV)/lint
 	$(BIN)/buf lint proto
 
 # Some minutes, on a machine that does nothing else. FLAGS=--quick only tries that everything works.
-bench: $(VENV)/test $(VENV)-verl/installed
-	$(BIN)/python -m benchmarks $(FLAGS)
+bench: $(VENV)/test $(VENV_VERL)/installed
+	VERL_PYTHON=$(VENV_VERL)/bin/python $(BIN)/python -m benchmarks $(FLAGS)
 
 # Everything, and the page and the pictures that tell of it.
-performance: $(VENV)/test $(VENV)-verl/installed
-	$(BIN)/python -m benchmarks in_process served workers start memory budget servers growth --write docs/performance.md
+performance: $(VENV)/test $(VENV_VERL)/installed
+	VERL_PYTHON=$(VENV_VERL)/bin/python $(BIN)/python -m benchmarks in_process served workers start memory budget servers growth --write docs/performance.md
 
 # What a fleet needs, and the page that tells of it.
 capacity: $(VENV)/test
@@ -80,56 +84,55 @@ proto: $(VENV)-proto/installed
 	  --python_out=tests --mypy_out=tests conformance/conformance.proto
 
 clean:
-	rm -rf $(addprefix $(VENV),'' -proto -verl -trl -tunix -trainer -deploy)
+	rm -rf $(VENV) $(addprefix $(VENV)-,proto verl trl tunix trainer deploy)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/test: $(VENV)/bin/python pyproject.toml
-	$(INSTALL) --editable '.[test]'
+	$(BIN)/$(PIP_INSTALL) --editable '.[test]'
 	touch $@
 
 $(VENV)/lint: $(VENV)/test
-	$(INSTALL) --editable '.[test,lint]'
+	$(BIN)/$(PIP_INSTALL) --editable '.[test,lint]'
 	touch $@
 
 # torch first, in the build that is there for CPUs.
 $(VENV)-trainer/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-trainer
 	@echo "installing what the trainer needs, with torch about 1.5 GB, into $(VENV)-trainer"
-	$(VENV)-trainer/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(VENV)-trainer/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[trainer,test]'
+	$(VENV)-trainer/bin/$(PIP_INSTALL) torch==2.13.0
+	$(VENV)-trainer/bin/$(PIP_INSTALL) --editable '.[trainer,test]'
 	touch $@
 
 $(VENV)-trl/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-trl
 	@echo "installing TRL, with torch about 1.2 GB, into $(VENV)-trl"
-	$(VENV)-trl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(VENV)-trl/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[trl,local,test]'
+	$(VENV)-trl/bin/$(PIP_INSTALL) torch==2.13.0
+	$(VENV)-trl/bin/$(PIP_INSTALL) --editable '.[trl,local,test]'
 	touch $@
 
 $(VENV)-tunix/installed: pyproject.toml
 	$(PYTHON_TUNIX) -m venv $(VENV)-tunix
 	@echo "installing google-tunix, about 1.8 GB, into $(VENV)-tunix"
-	$(VENV)-tunix/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tunix,local,test]'
+	$(VENV)-tunix/bin/$(PIP_INSTALL) --editable '.[tunix,local,test]'
 	touch $@
 
 $(VENV)-deploy/installed: pyproject.toml
 	$(PYTHON_DEPLOY) -m venv $(VENV)-deploy
-	$(VENV)-deploy/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'
+	$(VENV)-deploy/bin/$(PIP_INSTALL) --editable '.[deploy]'
 	touch $@
 
-# Its estimator alone, without the CUDA stack that verl asks for: torch first, in the build that is there for CPUs.
-$(VENV)-verl/installed: benchmarks/verl-requirements.txt
-	$(PYTHON) -m venv $(VENV)-verl
-	@echo "installing verl to measure against it, with torch about 1 GB, into $(VENV)-verl"
-	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/verl-requirements.txt
-	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[local]'
-	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check --no-deps verl==0.9.1
+# torch first, in the build that is there for CPUs; then what verl imports and does not ask for.
+$(VENV_VERL)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV_VERL)
+	@echo "installing verl, with torch about 2 GB, into $(VENV_VERL)"
+	$(VENV_VERL)/bin/$(PIP_INSTALL) torch==2.13.0
+	$(VENV_VERL)/bin/$(PIP_INSTALL) torch==2.13.0 verl==0.9.1 cachetools fastapi uvicorn 'TransferQueue>=0.1.10'
+	$(VENV_VERL)/bin/$(PIP_INSTALL) --editable '.[test]'
 	touch $@
 
 $(VENV)-proto/installed: proto/requirements.txt
 	$(PYTHON) -m venv $(VENV)-proto
-	$(VENV)-proto/bin/python -m pip install --quiet --disable-pip-version-check -r proto/requirements.txt
+	$(VENV)-proto/bin/$(PIP_INSTALL) -r proto/requirements.txt
 	touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -36,7 +37,7 @@ SHAPES = (
     (64, 4096, 1.5),
     (1, 10**6, 1.5),
 )
-VERL_PYTHON = Path(".venv-verl/bin/python")
+VERL_PYTHON = Path(os.environ.get("VERL_PYTHON", ".venv-verl/bin/python"))
 
 
 def arrays(groups: int, n: int, seed: int = 0) -> list[NDArray[np.float64]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,17 @@ def test_k_follows_the_training_step(server: LiveServer, scale: str) -> None:
         for step, k in ((0, 4), (9, 4), (10, 2), (25, 1)):
             advantages = objective.transform(REWARDS, step).advantages
             np.testing.assert_allclose(advantages, exact(REWARDS, k, scale), rtol=1e-14)
+
+
+@pytest.mark.parametrize("group_ids", [None, ["a", "a", "a", "b", "b", "b", "b", "b"], np.array([1] * 6 + [2] * 2)])
+def test_a_schedule_is_refused_at_the_first_step_for_a_k_of_the_last(server: LiveServer, group_ids: Any) -> None:
+    objective = Objective(k="2@0,7@1000000", address=server.address)
+    rewards = REWARDS if group_ids is None else REWARDS.ravel()
+    n = {None: 4, list: 5, np.ndarray: 6}[group_ids if group_ids is None else type(group_ids)]
+    with pytest.raises(InvalidArgument, match=rf"k: is '2@0,7@1000000', not all of it legal for groups of {n}: k\[1\]"):
+        objective.transform(rewards, 0, group_ids=group_ids)
+    lowered = replace(objective, k_policy="clamp")
+    assert lowered.transform(rewards, 0, group_ids=group_ids).advantages.any()
 
 
 def test_random_subsets_are_drawn_anew_at_every_step() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 
 from pkpo_client import options, schedules
 from pkpo_client.client import Client
@@ -126,6 +128,20 @@ class Objective:
         """
         return None if self.variant in WITHOUT_K else self.schedule()(step)
 
+    def known_step(self, step: int | None) -> int:
+        """The training step, of a framework that does not always say it; 0 where it is None and does not matter.
+
+        Raises:
+            InvalidArgument: it is None, and k follows a schedule or subsets are drawn.
+        """
+        if step is not None:
+            return step
+        if self.variant == "passk_bootstrap":
+            raise refused("variant", "is 'passk_bootstrap'; must be another where the training step is not known")
+        if self.variant not in WITHOUT_K and "@" in self.k:
+            raise refused("k", f"is {self.k!r:.80}; must be one integer where the training step is not known")
+        return 0
+
     def transform(
         self, rewards: ArrayT, step: int, *, group_ids: Ids | None = None, mask: Mask | None = None
     ) -> TransformResult[ArrayT]:
@@ -137,8 +153,11 @@ class Objective:
             group_ids, mask: as in `Client.transform`.
 
         Raises:
+            InvalidArgument: as `Client.transform` does; of a schedule of k, at once for all that is in it.
             PkpoError: as `Client.transform` does.
         """
+        if "@" in self.k and self.k_policy == "strict" and self.variant not in WITHOUT_K:
+            _require_legal(self, _largest_group(rewards, group_ids))
         return _client(self).transform_detailed(
             rewards,
             self.k_at(step),
@@ -188,6 +207,23 @@ def _client(objective: Objective) -> Client | LocalClient:
         fallback=None if objective.fallback == "none" else objective.fallback,
         **usual,
     )
+
+
+# Else a run would train for days before it is told of a k that its groups do not allow.
+@lru_cache(maxsize=16)
+def _require_legal(objective: Objective, n: int) -> None:
+    """Raises InvalidArgument where a k of the schedule is not legal for groups of n."""
+    ks = [int(part.partition("@")[0]) for part in objective.k.split(",")]
+    try:
+        _client(objective).transform(np.zeros((len(ks), n)), ks, run_id="")
+    except InvalidArgument as error:
+        raise refused("k", f"is {objective.k!r:.80}, not all of it legal for groups of {n}: {error}") from error
+
+
+def _largest_group(rewards: Any, group_ids: Any) -> int:
+    if group_ids is None:
+        return int(rewards.shape[-1])
+    return max(Counter(group_ids.tolist() if hasattr(group_ids, "tolist") else group_ids).values(), default=1)
 
 
 def _credentials(objective: Objective) -> grpc.ChannelCredentials | None:

@@ -12,7 +12,7 @@ PYTHON_TUNIX ?= $(PYTHON_DEPLOY)
 
 RUN_DIR ?= runs/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo serve train figures test test-trainer test-deploy test-verl test-trl test-tunix manifests lint bench performance capacity proto clean
+.PHONY: setup demo serve train figures test test-trainer test-deploy test-verl test-trl test-tunix manifests lint bench performance capacity comparison proto clean
 
 setup: $(VENV)/test
 
@@ -43,13 +43,13 @@ test-deploy: $(VENV)-deploy/installed
 
 # Each integration against its framework, in an environment of its own.
 test-verl: $(VENV_VERL)/installed
-	PATH="$(abspath $(VENV_VERL))/bin:$$PATH" OMP_NUM_THREADS=1 $(VENV_VERL)/bin/python -m pytest tests/integrations/test_verl.py
+	PATH="$(abspath $(VENV_VERL))/bin:$$PATH" OMP_NUM_THREADS=1 $(VENV_VERL)/bin/python -m pytest tests/integrations/test_verl.py tests/benchmarks/test_comparison.py
 
 test-trl: $(VENV)-trl/installed
-	OMP_NUM_THREADS=1 $(VENV)-trl/bin/python -m pytest tests/integrations/test_trl.py
+	OMP_NUM_THREADS=1 $(VENV)-trl/bin/python -m pytest tests/integrations/test_trl.py tests/benchmarks/test_comparison.py
 
 test-tunix: $(VENV)-tunix/installed
-	OMP_NUM_THREADS=1 $(VENV)-tunix/bin/python -m pytest tests/integrations/test_tunix.py tests/integrations/test_jax.py
+	OMP_NUM_THREADS=1 $(VENV)-tunix/bin/python -m pytest tests/integrations/test_tunix.py tests/integrations/test_jax.py tests/benchmarks/test_comparison.py
 
 # What in deploy/ is made from elsewhere: from the settings, the version, the chart, the dashboard's panels.
 manifests: $(VENV)-deploy/installed
@@ -75,6 +75,10 @@ performance: $(VENV)/test $(VENV_VERL)/installed
 # What a fleet needs, and the page that tells of it.
 capacity: $(VENV)/test
 	$(BIN)/python -m benchmarks fleet --write docs/capacity.md
+
+# Each framework's own estimators against ours, and the page that tells of it.
+comparison: $(VENV)/test $(VENV_VERL)/installed $(VENV)-trl/installed $(VENV)-tunix/installed
+	$(BIN)/python -m benchmarks.comparison --venv $(VENV) --write docs/integrations/comparison.md
 
 # The stubs, by the generator that proto/requirements.txt pins.
 proto: $(VENV)-proto/installed

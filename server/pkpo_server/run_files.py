@@ -8,6 +8,7 @@ writes one anew, without the runs that it lets go, and whoever sums them sees to
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -116,9 +117,9 @@ class RunFiles(Collector):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = Lock()
-        # Of each file as it was read last, and of what has since been taken out of files.
+        # What each file held when it was read last, and what has since been taken out of files.
         self._read: dict[Path, dict[str, float]] = {}
-        self._taken_out: dict[str, float] = {}
+        self._taken_out: dict[str, list[float]] = {}
 
     def collect(self) -> Iterator[Metric]:
         """The sums now."""
@@ -130,21 +131,22 @@ class RunFiles(Collector):
 
     def _sums(self) -> dict[str, float]:
         with self._lock:
-            sums: dict[str, float] = defaultdict(float)
-            taken_out = defaultdict(float, self._taken_out)
+            read: dict[Path, dict[str, float]] = {}
+            counted: dict[str, list[float]] = defaultdict(list)
+            taken_out = {key: list(values) for key, values in self._taken_out.items()}
             for path in self._folder.glob(f"*{_SUFFIX}"):
                 entries = MmapedDict.read_all_values_from_file(path)  # type: ignore[no-untyped-call]
-                now: dict[str, float] = {key: value for key, value, *_ in entries}
+                now = read[path] = {key: value for key, value, *_ in entries}
                 for key, before in self._read.get(path, {}).items():
                     if now.get(key, 0.0) < before:
-                        taken_out[key] += before
+                        taken_out.setdefault(key, []).append(before)
                 for key, value in now.items():
-                    sums[key] += value
-                self._read[path] = now
-            self._taken_out = {key: value for key, value in taken_out.items() if key in sums}
-            for key, value in self._taken_out.items():
-                sums[key] += value
-            return sums
+                    counted[key].append(value)
+            # Both or none, should a file not be readable.
+            self._read = read
+            self._taken_out = {key: values for key, values in taken_out.items() if key in counted}
+            # Rounded once: rounded after each addition, a sum would go by the order, and might fall when that changes.
+            return {key: math.fsum([*values, *self._taken_out.get(key, ())]) for key, values in counted.items()}
 
 
 def _opened(path: Path) -> MmapedDict:

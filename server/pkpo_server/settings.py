@@ -183,7 +183,7 @@ class Settings:
         64,
         "Runs with metric series of their own, in each worker, first come first served; the rest share `other`.",
         0,
-        10000,
+        2048,
         "runs",
     )
     run_idle_seconds: float = _number(

@@ -8,6 +8,7 @@ gRPC does not survive a fork. The supervisor imports neither gRPC nor the kernel
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ import sys
 import tempfile
 import time
 import warnings
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,13 @@ from pkpo_server.address import CannotListen, tcp_address, warn_where_open
 from pkpo_server.logs import Log
 from pkpo_server.prometheus import Definition, Processes, serve_metrics
 from pkpo_server.run_files import RunFile, RunFiles
-from pkpo_server.settings import WORKER_VARIABLE, Settings, settings_of
+from pkpo_server.settings import WORKER_VARIABLE, InvalidSettings, Settings, flag, settings_of, variable
 
 _METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_FOLDER_PREFIX = "pkpo-metrics-"
+
+# Of one worker, and again while its file is written anew.
+BYTES_PER_RUN = 2 * 11 * 2**10
 
 # A worker that dies at once every time is tried ever less often; one that served this long starts over.
 LEAST_BACKOFF_SECONDS, MOST_BACKOFF_SECONDS, GOOD_LIFE_SECONDS = 0.1, 10.0, 60.0
@@ -79,22 +85,20 @@ class Supervisor:
 
         Raises:
             CannotListen: the address is taken, or not ours.
+            InvalidSettings: there is no room for what so many runs may need.
         """
+        _require_room(self._settings)
         stop = signals.stop_asked(self._log, self._force)
-        self._folder = tempfile.mkdtemp(prefix="pkpo-metrics-")
-        try:
-            with _reserved(self._settings.host, self._settings.port) as reservation:
-                self._address = tcp_address(self._settings.host, reservation.getsockname()[1])
-                self._serve_metrics()
-                warn_where_open(self._log, self._settings, self._address)
-                with self._health_reservation() as health_reservation:
-                    if health_reservation is not None:
-                        port = health_reservation.getsockname()[1]
-                        self._health_address = tcp_address(self._settings.health_host, port)
-                        self._log.info("health", address=self._health_address)
-                    return await self._keep_all(stop)
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        with _metrics_folder() as self._folder, _reserved(self._settings.host, self._settings.port) as reservation:
+            self._address = tcp_address(self._settings.host, reservation.getsockname()[1])
+            self._serve_metrics()
+            warn_where_open(self._log, self._settings, self._address)
+            with self._health_reservation() as health_reservation:
+                if health_reservation is not None:
+                    port = health_reservation.getsockname()[1]
+                    self._health_address = tcp_address(self._settings.health_host, port)
+                    self._log.info("health", address=self._health_address)
+                return await self._keep_all(stop)
 
     def _health_reservation(self) -> AbstractContextManager[socket.socket | None]:
         if self._settings.health_port is None:
@@ -279,6 +283,51 @@ def run_worker(role: str) -> int:
     with closing(RunFile(Path(os.environ[_METRICS_FOLDER_VARIABLE]), told["index"])) as run_file:
         values.ValueClass = run_file.value_class(others)
         return run_place(settings, place, CollectorRegistry(), log, run_file)
+
+
+def _require_room(settings: Settings) -> None:
+    """Raises InvalidSettings where the counters of as many runs as there may be would not fit: workers die of that."""
+    needed = settings.workers * settings.max_run_ids * BYTES_PER_RUN
+    place = tempfile.gettempdir()
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise InvalidSettings(
+            f"{flag('max_run_ids')} ({variable('max_run_ids')}): {settings.max_run_ids} runs for each of"
+            f" {settings.workers} workers may need {needed} bytes in {place}, of which {free} are free; must be at most"
+            f" {free // (settings.workers * BYTES_PER_RUN)}, or TMPDIR another place"
+        )
+
+
+@contextmanager
+def _metrics_folder() -> Iterator[str]:
+    """A new folder, locked for as long as it is used.
+
+    Those that are not were left by supervisors that were killed, and are removed: they would fill the memory in which a
+    container keeps them.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    # Of another name until it is locked, so that nobody takes it for left.
+    made = tempfile.mkdtemp(prefix=f".{_FOLDER_PREFIX}")
+    with _locked(Path(made)):
+        folder = Path(made).with_name(Path(made).name.removeprefix("."))
+        os.rename(made, folder)
+        try:
+            yield str(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Locks a folder, as none of our workers does. Raises BlockingIOError where another process has."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _reserved(host: str, port: int) -> socket.socket:

@@ -31,11 +31,13 @@ def certificates(pem: bytes) -> list[Certificate]:
         ValueError: one cannot be read, or there is none.
     """
     # A tenth of a second, which a server without TLS has no need to wait.
-    from cryptography.x509 import load_pem_x509_certificates
+    from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
 
-    return [
-        Certificate(each.not_valid_after_utc.timestamp(), _key_kind(each)) for each in load_pem_x509_certificates(pem)
-    ]
+    try:
+        parsed = load_pem_x509_certificates(pem)
+    except InvalidVersion as error:  # which is no ValueError
+        raise ValueError(f"a certificate cannot be read: {error}") from error
+    return [Certificate(each.not_valid_after_utc.timestamp(), _key_kind(each)) for each in parsed]
 
 
 def _key_kind(certificate: Parsed) -> str:

@@ -272,7 +272,7 @@ def test_the_command_refuses(arguments: list[str], said: str) -> None:
 
 def test_the_page_tells_the_command_that_writes_it() -> None:
     text = PAGE.read_text()
-    assert re.findall(r"```sh\n(.*?)```", text, re.DOTALL) == [
-        ".venv/bin/python -m benchmarks.comparison --write docs/integrations/comparison.md\n"
-    ]
+    recipe = (ROOT / "Makefile").read_text().partition("\ncomparison:")[2].splitlines()[1]
+    assert "`make comparison`" in text
+    assert recipe.endswith("-m benchmarks.comparison --venv $(VENV) --write docs/integrations/comparison.md")
     assert page.with_tables(text, {peer: peer for peer in ESTIMATORS}).count("<!-- end of") == len(ESTIMATORS) + 1

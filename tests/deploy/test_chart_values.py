@@ -104,6 +104,11 @@ def test_values_that_cannot_be_used_are_named(helm: Helm, values: Mapping[str, A
     assert complaint in str(caught.value)
 
 
+def test_a_limit_is_a_request_too(helm: Helm) -> None:
+    release = helm.render({"autoscaling": {"enabled": True}, "resources": {"limits": {"cpu": 2, "memory": "4Gi"}}})
+    assert "HorizontalPodAutoscaler" in {each["kind"] for each in release.manifests}
+
+
 def test_all_complaints_come_at_once(helm: Helm) -> None:
     with pytest.raises(CannotRender) as caught:
         helm.render({"tls": {"enabled": True}, "terminationGracePeriodSeconds": 1})

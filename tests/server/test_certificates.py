@@ -102,6 +102,21 @@ def test_what_a_certificate_says_is_read(kind: str, expires: datetime, files: Fi
     assert second.expires == oracle.load_pem_x509_certificate(authority).not_valid_after_utc.timestamp()
 
 
+def test_a_certificate_of_no_version_there_is_cannot_be_used(files: Files) -> None:
+    """Though OpenSSL takes it."""
+    files.write()
+    said = Said()
+    held = files.read(said)
+    third, fifth = b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x04"
+    encoded = ssl.PEM_cert_to_DER_cert(files.certificate.read_text())
+    assert third in encoded
+    files.certificate.write_text(ssl.DER_cert_to_PEM_cert(encoded.replace(third, fifth, 1)))
+    with pytest.raises(UnusableCertificate, match="4 is not a valid X509 version"):
+        files.read(Said())
+    assert held.expiry() == {SERVER: LATE.timestamp()}
+    assert [event for event, _ in said.lines] == ["certificate_unusable"]
+
+
 @pytest.mark.parametrize("kind", KEY_KINDS)
 def test_clients_can_use_every_kind_of_key_that_is_taken(kind: str, files: Files) -> None:
     files.write(kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -136,6 +137,34 @@ def test_workers_add_up_and_a_sum_does_not_fall_when_one_lets_go(
     assert sums(reader) == {"b": 7}
     first.count("a", 3)
     assert sums(reader) == {"a": 3, "b": 7}
+
+
+@pytest.mark.parametrize("who", range(3))
+def test_a_sum_stays_the_same_to_the_last_bit_whoever_lets_go(
+    who: int, started: Callable[[int], Worker], tmp_path: Path
+) -> None:
+    workers, reader = [started(number) for number in range(3)], RunFiles(tmp_path)
+    # (0.1 + 0.2) + 0.3 is not 0.1 + (0.2 + 0.3), and a counter that falls by a bit has been reset, says Prometheus.
+    for worker, value in zip(workers, (0.1, 0.2, 0.3), strict=True):
+        worker.count("a", value)
+    before = sums(reader)
+    workers[who].forget("a")
+    assert sums(reader) == before
+
+
+def test_a_reading_that_failed_takes_nothing_from_the_next(started: Callable[[int], Worker], tmp_path: Path) -> None:
+    first, second, reader = started(0), started(1), RunFiles(tmp_path)
+    first.count("a", 1000)
+    second.count("a", 500)
+    assert sums(reader) == {"a": 1500}
+    first.forget("a")
+    # As a file is for the moment in which it is made.
+    empty = tmp_path / "2.runs"
+    empty.touch()
+    with pytest.raises(struct.error):
+        sums(reader)
+    empty.unlink()
+    assert sums(reader) == {"a": 1500}
 
 
 def test_a_run_that_came_back_between_two_readings_adds_to_what_it_had(

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -22,6 +23,8 @@ from pkpo import packed
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
 from pkpo_core import RewardGroups
+from pkpo_server.settings import InvalidSettings, Settings
+from pkpo_server.workers import run_supervisor
 
 OK = 'pkpo_requests_total{code="OK",method="Transform",variant="S"}'
 IN_FLIGHT = 'pkpo_in_flight{method="Transform"}'
@@ -196,6 +199,20 @@ def test_workers_do_not_outlive_a_killed_supervisor(pair: LiveServer) -> None:
     poll(lambda: not any(alive(pid) for pid in pids(pair).values()), "end of the workers")
 
 
+def test_what_a_killed_supervisor_left_is_removed_by_the_next(pair: LiveServer, tmp_path: Path) -> None:
+    (living,) = tmp_path.iterdir()
+    env = {"TMPDIR": str(tmp_path)}
+    with LiveServer("--workers", "2", env=env) as killed:
+        (left,) = set(tmp_path.iterdir()) - {living}
+        killed.kill()
+    with LiveServer("--workers", "2", env=env):
+        assert not left.exists()
+        assert len(set(tmp_path.iterdir()) - {living}) == 1
+        assert pair.metrics()["pkpo_workers"] == 2
+        assert list(living.glob("*.db"))
+    assert list(tmp_path.iterdir()) == [living]
+
+
 def test_a_port_in_use_is_said(server: LiveServer) -> None:
     port = server.address.rsplit(":", 1)[1]
     command = [sys.executable, "-m", "pkpo_server", "--workers", "2", "--metrics-port", "0", "--port", port]
@@ -248,3 +265,11 @@ def test_two_supervisors_do_not_share_a_port_unseen() -> None:
         with second:
             assert second.process.wait(60) == 1
         assert "in use" in second.log_lines("failed")[0]["message"]
+
+
+def test_more_runs_than_there_is_room_for_are_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = SimpleNamespace(free=64 * 2**20)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: room)
+    settings = Settings(workers=4, max_run_ids=745, port=0, metrics_port=0)
+    with pytest.raises(InvalidSettings, match=r"745 runs for each of 4 workers may need 67133440 bytes .* at most 744"):
+        run_supervisor(settings)

@@ -68,7 +68,8 @@
 {{- if not (or .targetCPUUtilizationPercentage .targetOpenCalls .metrics) }}
 {{- $complaints = append $complaints "autoscaling: nothing to scale by; must have targetCPUUtilizationPercentage, targetOpenCalls or metrics" }}
 {{- end }}
-{{- if and .targetCPUUtilizationPercentage (not (dig "requests" "cpu" "" $resources)) }}
+{{- /* Kubernetes takes a limit for the request where that is not set. */}}
+{{- if and .targetCPUUtilizationPercentage (not (or (dig "requests" "cpu" "" $resources) (dig "limits" "cpu" "" $resources))) }}
 {{- $complaints = append $complaints "resources.requests.cpu: not set; must be, for autoscaling.targetCPUUtilizationPercentage is a share of it" }}
 {{- end }}
 {{- end }}

@@ -14,6 +14,8 @@ from pages import ROOT, check_page
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 # What it runs needs torch: tests/trainer/test_page.py runs it.
 OF_THE_TRAINER = ROOT / "docs" / "training.md"
+# Run where their frameworks and their compilers are: by tests/integrations and tests/conformance.
+OF_OTHERS = sorted([*(ROOT / "docs" / "integrations").glob("*.md"), ROOT / "examples" / "clients" / "README.md"])
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def test_blocks_run_and_print_what_the_page_says(page: Path, server: LiveServer)
     check_page(page, server)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *OF_OTHERS], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith("https://"):

@@ -60,7 +60,7 @@ INTEGRATIONS = {
     "verl": {"omegaconf", "torch", "verl"},
 }
 # Imported only inside functions, by those who ask for it.
-WHEN_ASKED = {"pkpo_client": {"pkpo_core", "pyarrow", "tqdm"}, "pkpo_server": {"cryptography"}}
+WHEN_ASKED = {"pkpo_client": {"pkpo_core", "duckdb", "matplotlib", "pyarrow", "tqdm"}, "pkpo_server": {"cryptography"}}
 NEVER = {"pkpo_core": {"logging"}}
 
 

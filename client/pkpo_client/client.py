@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec
@@ -150,6 +152,8 @@ class _Connection:
         self.channel = channel
         self.calls = Calls(channel)
         self.process = Process()
+        # An interpreter that ends while gRPC's own thread still watches the channel, as after `is_ready`, never ends.
+        weakref.finalize(self, _close, channel, self.process)
 
     def is_ready(self) -> bool:
         """Whether there is a connection now."""
@@ -170,6 +174,11 @@ class _Connection:
         finally:
             self.channel.unsubscribe(told)
         return bool(states) and states[0] is grpc.ChannelConnectivity.READY
+
+
+def _close(channel: grpc.Channel, process: Process) -> None:
+    if os.getpid() == process.pid:
+        channel.close()
 
 
 def _probe_ended(outage: Outage, call: Any) -> None:

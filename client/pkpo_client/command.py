@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +20,26 @@ from numpy.typing import NDArray
 import pkpo
 from pkpo_client import Client, GroupStatus, LocalClient, options
 from pkpo_client.errors import InvalidArgument, PkpoError
-from pkpo_client.results import MaxAtK
-from pkpo_client.rollouts import Progress, Rollouts, RolloutsError, is_parquet, read_rollouts, size, write_records
+from pkpo_client.evaluation import (
+    Confidence,
+    Pairs,
+    PromptEstimates,
+    Row,
+    comparison,
+    curve,
+    each_prompt,
+    prompt_estimates,
+)
+from pkpo_client.prompt_rewards import Columns, Name, prompt_rewards, shown
+from pkpo_client.rollouts import (
+    NoProgress,
+    Progress,
+    RolloutsError,
+    files,
+    read_rollouts,
+    size,
+    write_records,
+)
 
 DEFAULT_ADDRESS = "localhost:50051"
 
@@ -60,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         help="add an advantage to each rollout of a file",
         description="Writes each rollout with its advantage: as JSON lines, or as Parquet where --output is so named.",
     )
-    _add_file(transform)
+    transform.add_argument("file", metavar="FILE", help="rollouts: .jsonl, .jsonl.gz or .parquet; - is standard input")
+    _add_columns(transform)
     transform.add_argument("--k", type=int, help="how many samples the best is taken of (not for loo, grpo, tzsm)")
     transform.add_argument(
         "--variant",
@@ -90,13 +111,58 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser(
         "evaluate",
-        help="pass@k of a file of rollouts, with standard errors",
+        help="pass@k of rollouts, with errors and intervals; two runs compared",
         description="Estimates pass@k (max@k of continuous rewards) of each group, and prints the mean over groups. "
         "The standard error is that of the mean over groups. Groups of fewer than k rollouts are left out and counted.",
     )
-    _add_file(evaluate)
+    evaluate.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="rollouts: .jsonl, .csv (both also .gz) or .parquet; patterns such as 'runs/*.parquet'; "
+        "- is JSON lines on standard input",
+    )
+    _add_columns(evaluate)
     evaluate.add_argument(
         "--k", type=_k_list, metavar="K,K,...", help="which k (default: powers of two up to the largest group)"
+    )
+    evaluate.add_argument(
+        "--by", type=_columns, default=[], metavar="COLUMN,...", help="a curve for each value of these columns"
+    )
+    evaluate.add_argument(
+        "--against",
+        action="append",
+        metavar="FILE",
+        help="another run (again for more files): print FILE less this one, on the groups of both, with a paired test",
+    )
+    evaluate.add_argument(
+        "--level",
+        type=_level,
+        help="add confidence intervals of this level (default: 0.95 with --against, --plot and --per-prompt)",
+    )
+    evaluate.add_argument(
+        "--cluster",
+        type=_columns,
+        default=[],
+        metavar="COLUMN,...",
+        help="groups alike in these columns are drawn together (default: each group alone)",
+    )
+    evaluate.add_argument(
+        "--draws", type=_draws, default=10_000, help="of the bootstrap and of the test (default: %(default)s)"
+    )
+    evaluate.add_argument("--seed", type=_seed, default=0, help="of the draws (default: %(default)s)")
+    evaluate.add_argument("--plot", type=_picture, metavar="FILE", help="draw the curves: .png, .svg or .pdf")
+    evaluate.add_argument(
+        "--per-prompt",
+        metavar="FILE",
+        help="write each group's estimates: JSON lines, or .parquet; - in place of the table",
+    )
+    evaluate.add_argument(
+        "--memory",
+        type=_bytes,
+        metavar="SIZE",
+        help="read by DuckDB, with so much memory and the rest on disk: 500MB, 4GB (default: DuckDB, if installed, "
+        "reads files of more than 64 MiB, with up to 80 %% of the machine's memory)",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     evaluate.set_defaults(run=_evaluate)
@@ -120,8 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="rollouts: .jsonl, .jsonl.gz or .parquet; - is standard input")
+def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--group",
         type=_columns,
@@ -176,6 +241,42 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
+def _level(text: str) -> float:
+    try:
+        level = float(text)
+    except ValueError:
+        level = math.nan
+    if not 0 < level < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0 and below 1, such as 0.95")
+    return level
+
+
+def _draws(text: str) -> int:
+    if not text.isdecimal() or int(text) < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 100")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 0")
+    return int(text)
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(MB|GB)", text, re.IGNORECASE)
+    size = float(match[1]) * {"MB": 1e6, "GB": 1e9}[match[2].upper()] if match else 0
+    if size < 1 << 20:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a size above 1 MB, such as 500MB or 4GB")
+    return int(size)
+
+
+def _picture(text: str) -> str:
+    if not text.lower().endswith((".png", ".svg", ".pdf")):
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .png, .svg or .pdf")
+    return text
+
+
 def _client(arguments: argparse.Namespace) -> Client | LocalClient:
     return Client(arguments.address, timeout=arguments.timeout) if arguments.address else LocalClient()
 
@@ -183,7 +284,10 @@ def _client(arguments: argparse.Namespace) -> Client | LocalClient:
 def _transform(arguments: argparse.Namespace) -> None:
     if arguments.k is None and arguments.variant not in options.WITHOUT_K:
         raise RolloutsError(f"--k is needed for --variant {arguments.variant}")
-    rollouts = _read(arguments, keep_records=True)
+    with _progress(arguments.file, *size(arguments.file)) as progress:
+        rollouts = read_rollouts(
+            arguments.file, arguments.group, arguments.reward, keep_records=True, progress=progress
+        )
     if any(arguments.advantage in record for record in rollouts.records):
         raise RolloutsError(f"there is a column {arguments.advantage!r} already; name another with --advantage")
     with _client(arguments) as client:
@@ -217,32 +321,109 @@ def _say_statuses(statuses: NDArray[np.uint8]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    rollouts = _read(arguments, keep_records=False)
-    k = arguments.k or _powers_of_two(max(np.unique(_numbered(rollouts.group_ids), return_counts=True)[1]))
-    with LocalClient() as client:
-        rows = [_mean_over_prompts(each) for each in client.estimate(rollouts.rewards, k, group_ids=rollouts.group_ids)]
-    if arguments.json:
-        print(json.dumps(rows))
+    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
+        raise RolloutsError("--plot needs matplotlib: pip install 'pkpo[evaluate]'")
+    if arguments.against and arguments.per_prompt:
+        raise RolloutsError("--per-prompt is of one run, and goes without --against")
+    columns = Columns(
+        tuple(arguments.group), arguments.reward, split=tuple(arguments.by), cluster=tuple(arguments.cluster)
+    )
+    confidence = Confidence(arguments.level or 0.95, arguments.draws, arguments.seed)
+    prompts = _estimates(arguments, arguments.files, columns, arguments.k)
+    if arguments.against:
+        _compare(arguments, columns, prompts, confidence)
         return
-    measure = "pass@k" if np.isin(rollouts.rewards, (0.0, 1.0)).all() else "max@k"
-    _print_table(
-        ("k", measure, "std. error", "groups", "left out (n < k)"),
+    if arguments.per_prompt:
+        write_records(each_prompt(prompts, columns.prompt, confidence.level), arguments.per_prompt)
+        if arguments.per_prompt == "-":
+            return
+    asked = arguments.level or arguments.plot
+    curves = [(split, curve(some, confidence if asked else None)) for split, some in prompts.splits(len(columns.split))]
+    if arguments.plot:
+        from pkpo_client.curve_plot import draw_curves
+
+        draw_curves(arguments.plot, _labelled(columns, curves), prompts.measure)
+    table = [("k", "k"), (prompts.measure, "estimate"), ("std. error", "standard_error")]
+    if asked:
+        table += [*_interval(confidence), ("sampling error", "sampling_error")]
+    table += [("groups", "prompts"), ("left out (n < k)", "left_out")]
+    _print_rows(arguments, columns, curves, table)
+
+
+def _compare(arguments: argparse.Namespace, columns: Columns, one: PromptEstimates, confidence: Confidence) -> None:
+    pairs = Pairs.of(one, _estimates(arguments, arguments.against, columns, one.k))
+    if not pairs.one.names:
+        raise RolloutsError(
+            f"the runs have no group in common: one has {shown(columns.prompt, one.names[0])}, "
+            f"the other {shown(columns.prompt, pairs.only_other[0])}; a string is not an integer"
+        )
+    moved = pairs.moved()
+    if moved:
+        raise RolloutsError(
+            f"{shown(columns.prompt, moved)} is not in the same cluster in both runs; a group is in one cluster"
+        )
+    curves = [(split, comparison(some, confidence)) for split, some in pairs.splits(len(columns.split))]
+    measure = "pass@k" if pairs.one.binary and pairs.other.binary else "max@k"
+    if arguments.plot:
+        from pkpo_client.curve_plot import draw_comparison
+
+        draw_comparison(arguments.plot, _labelled(columns, curves), measure)
+    _print_rows(
+        arguments,
+        columns,
+        curves,
         [
-            [row["k"], _figure(row["estimate"]), _figure(row["standard_error"]), row["prompts"], row["left_out"]]
-            for row in rows
+            ("k", "k"),
+            (measure, "estimate"),
+            ("against", "against"),
+            ("difference", "difference"),
+            ("std. error", "standard_error"),
+            *_interval(confidence),
+            ("p", "p_value"),
+            ("p, all k", "p_adjusted"),
+            ("pairs", "pairs"),
+            ("left out", "left_out"),
+            ("of the other", "left_out_against"),
         ],
     )
 
 
-def _mean_over_prompts(estimate: MaxAtK) -> dict[str, Any]:
-    values = estimate.values[~np.isnan(estimate.values)]
-    return {
-        "k": estimate.k,
-        "estimate": float(values.mean()) if values.size else None,
-        "standard_error": float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else None,
-        "prompts": int(values.size),
-        "left_out": int(estimate.values.size - values.size),
-    }
+def _estimates(
+    arguments: argparse.Namespace, patterns: Sequence[str], columns: Columns, k: list[int] | None
+) -> PromptEstimates:
+    return prompt_estimates(prompt_rewards(files(patterns), columns, memory=arguments.memory, progress=_progress), k)
+
+
+def _interval(confidence: Confidence) -> list[tuple[str, str]]:
+    return [(f"{confidence.level * 100:g} % from", "low"), ("to", "high")]
+
+
+def _labelled(columns: Columns, curves: Sequence[tuple[Name, list[Row]]]) -> list[tuple[str, list[Row]]]:
+    return [
+        (", ".join(f"{column} {value}" for column, value in zip(columns.split, split, strict=True)), rows)
+        for split, rows in curves
+    ]
+
+
+def _print_rows(
+    arguments: argparse.Namespace,
+    columns: Columns,
+    curves: Sequence[tuple[Name, list[Row]]],
+    table: Sequence[tuple[str, str]],
+) -> None:
+    """Each curve's rows, in a table of the given titles and keys; with --by they begin with the split they are of."""
+    if arguments.json:
+        splits = [
+            {"split": dict(zip(columns.split, split, strict=True))} if columns.split else {} for split, _ in curves
+        ]
+        print(json.dumps([split | row for split, (_, rows) in zip(splits, curves, strict=True) for row in rows]))
+        return
+    cells = [[*split, *(_cell(row[key]) for _, key in table)] for split, rows in curves for row in rows]
+    _print_table((*columns.split, *(title for title, _ in table)), cells)
+
+
+def _cell(value: float | int | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -285,49 +466,23 @@ def _bench(arguments: argparse.Namespace) -> None:
     )
 
 
-def _read(arguments: argparse.Namespace, *, keep_records: bool) -> Rollouts:
-    with _progress(arguments.file) as progress:
-        return read_rollouts(
-            arguments.file, arguments.group, arguments.reward, keep_records=keep_records, progress=progress
-        )
-
-
 @contextmanager
-def _progress(path: str) -> Iterator[Progress]:
+def _progress(name: str, total: float | None, unit: str) -> Iterator[Progress]:
     """A bar on the terminal once reading has taken a second."""
     try:
         from tqdm import tqdm
     except ImportError:
-        yield _NoProgress()
+        yield NoProgress()
         return
-    unit = "rows" if is_parquet(path) else "B"
-    with tqdm(total=size(path), unit=unit, unit_scale=True, desc=path, delay=1, leave=False, disable=None) as bar:
+    with tqdm(total=total, unit=unit, unit_scale=True, desc=name, delay=1, leave=False, disable=None) as bar:
         yield bar
-
-
-class _NoProgress:
-    def update(self, n: float) -> None:
-        pass
-
-
-def _powers_of_two(largest: int) -> list[int]:
-    return [1 << power for power in range(int(largest).bit_length())]
-
-
-def _numbered(group_ids: list[Any]) -> list[int]:
-    numbers: dict[Any, int] = {}
-    return [numbers.setdefault(group_id, len(numbers)) for group_id in group_ids]
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     cells = [list(map(str, row)) for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     align: list[Callable[[str, int], str]] = [
-        str.rjust if any(cell[:1].isdigit() for cell in column[1:2]) else str.ljust
+        str.rjust if any(cell == "-" or cell.lstrip("-")[:1].isdigit() for cell in column[1:2]) else str.ljust
         for column in zip(*cells, strict=True)
     ]
     for row in cells:

@@ -67,22 +67,26 @@ class Defaults:
 def name(argument: str, value: Any, legal: dict[str, int]) -> str:
     """`value`, which is a legal short name."""
     if not isinstance(value, str) or value not in legal:
-        raise refused(argument, f"is {value!r:.80}; must be one of {', '.join(legal)}")
+        raise refused(argument, f"is {_shown(value)}; must be one of {', '.join(legal)}")
     return value
 
 
 def run_id(value: Any) -> str:
     """`value`, which can name a training run."""
     if not isinstance(value, str) or not _RUN_ID.fullmatch(value):
-        raise refused("run_id", f"is {value!r:.80}; must be up to 128 of A-Z a-z 0-9 . _ : / -")
+        raise refused("run_id", f"is {_shown(value)}; must be up to 128 of A-Z a-z 0-9 . _ : / -")
     return value
 
 
 def timeout(value: Any) -> float:
     """`value`, which is a time in seconds above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value <= 0:
-        raise refused("timeout", f"is {value!r:.80}; must be a number of seconds above 0")
-    return float(value)
+    try:
+        seconds = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+    except OverflowError:
+        seconds = math.nan
+    if not seconds > 0:  # nor is NaN
+        raise refused("timeout", f"is {_shown(value)}; must be a number of seconds above 0")
+    return seconds
 
 
 def integer(argument: str, value: Any, largest: int) -> int:
@@ -92,10 +96,18 @@ def integer(argument: str, value: Any, largest: int) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
-        raise refused(argument, f"is {value!r:.80}; must be an integer")
+        raise refused(argument, f"is {_shown(value)}; must be an integer")
     if not 0 <= number <= largest:
-        raise refused(argument, f"is {number}; must be from 0 to {largest}")
+        raise refused(argument, f"is {_shown(number)}; must be from 0 to {largest}")
     return number
+
+
+def _shown(value: object) -> str:
+    """`value` as an error names it, in at most 80 characters."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # Python writes no integer of thousands of digits
+        return f"too large a {type(value).__name__} to be shown"
 
 
 def seed(value: Any) -> int:

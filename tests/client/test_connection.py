@@ -267,6 +267,23 @@ def test_a_client_that_was_used_says_so_after_a_fork(server: LiveServer) -> None
     subprocess.run([sys.executable, "-c", FORKING, server.address], check=True, timeout=60)
 
 
+FAILING = """
+import numpy as np
+from pkpo_client import Client, Unreachable
+client = Client("127.0.0.1:1", timeout=0.3)
+try:
+    client.transform(np.ones((1, 2)), 2)
+except Unreachable:
+    print("away")
+"""
+
+
+def test_a_program_ends_though_it_closed_nothing_after_a_call_that_failed() -> None:
+    """gRPC's own thread still watches the channel then, and would be waited for without end."""
+    done = subprocess.run([sys.executable, "-c", FAILING], check=True, timeout=60, capture_output=True, text=True)
+    assert done.stdout == "away\n"
+
+
 def test_an_asynchronous_client_belongs_to_one_loop(server: LiveServer) -> None:
     made = AsyncClient(server.address)
 

@@ -12,7 +12,7 @@ import numpy as np
 from pkpo_client import Client, LocalClient
 from pkpo_client.errors import LocalComputingMissing
 
-for heavy in ("numba", "torch", "jax", "pyarrow", "prometheus_client"):
+for heavy in ("numba", "torch", "jax", "pyarrow", "duckdb", "matplotlib", "prometheus_client"):
     assert importlib.util.find_spec(heavy) is None, f"{heavy} is here; this environment should be light"
 
 server = subprocess.Popen(

@@ -30,6 +30,7 @@ from pkpo_client.evaluation import (
     each_prompt,
     prompt_estimates,
 )
+from pkpo_client.identity import NAMES, IdentityFiles
 from pkpo_client.prompt_rewards import Columns, Name, prompt_rewards, shown
 from pkpo_client.rollouts import (
     NoProgress,
@@ -212,6 +213,19 @@ def _add_address(parser: argparse.ArgumentParser, meaning: str, default: str | N
         metavar="SECONDS",
         help="to wait for the service (default: %(default)s)",
     )
+    for name, meaning in (
+        ("ca_file", "certificate authorities in PEM, of a service with TLS"),
+        ("certificate_file", "one's own certificate in PEM, where the service asks for it"),
+        ("key_file", "its key"),
+        ("token_file", "that holds a bearer token"),
+    ):
+        variable = f"PKPO_{name.upper()}"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            default=os.environ.get(variable, ""),
+            metavar="FILE",
+            help=f"{meaning}; {variable} sets it too",
+        )
 
 
 def _seconds(text: str) -> float:
@@ -278,7 +292,12 @@ def _picture(text: str) -> str:
 
 
 def _client(arguments: argparse.Namespace) -> Client | LocalClient:
-    return Client(arguments.address, timeout=arguments.timeout) if arguments.address else LocalClient()
+    return _remote(arguments) if arguments.address else LocalClient()
+
+
+def _remote(arguments: argparse.Namespace) -> Client:
+    files = IdentityFiles(**{name: getattr(arguments, name) for name in NAMES})
+    return Client(arguments.address, credentials=files.credentials(), token=files.token(), timeout=arguments.timeout)
 
 
 def _transform(arguments: argparse.Namespace) -> None:
@@ -427,7 +446,7 @@ def _cell(value: float | int | None) -> str:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    with Client(arguments.address, timeout=arguments.timeout) as client:
+    with _remote(arguments) as client:
         info = client.server_info()
     limits = vars(info.limits)
     if arguments.json:

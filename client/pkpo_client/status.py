@@ -74,7 +74,8 @@ def error_of_message(error: pb.TransformError, address: str, waited: float) -> P
 def unreachable(address: str, waited: float) -> Unreachable:
     """The error of a call that waited for a connection and got none."""
     return Unreachable(
-        f"no connection to {address} within {waited:.1f} s. Is pkpo-server running there, and is the address right? "
+        f"no connection to {address} within {waited:.1f} s. Is pkpo-server running there, is the address right, and do "
+        "both speak TLS and trust each other, or neither (GRPC_VERBOSITY=ERROR shows what gRPC saw)? "
         f"To go on without it, compute in this process: fallback='local'"
     )
 
@@ -100,7 +101,7 @@ def _error(
         return InvalidArgument.of(*found) if found else InvalidArgument(said)
     if code is grpc.StatusCode.UNAVAILABLE:
         return Unavailable(
-            f"{address} was unavailable for {waited:.1f} s, retries included: {said}. Is pkpo-server running there? "
+            f"{address} was unavailable for {waited:.1f} s, retries included: {said}. "
             f"To go on without it, compute in this process: fallback='local'"
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:

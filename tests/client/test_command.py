@@ -24,6 +24,7 @@ import pytest
 
 import pkpo_core
 import reference
+from live_identity import asking_server
 from live_server import LiveServer
 
 RECORDS = [
@@ -145,6 +146,23 @@ def test_info_tells_version_limits_and_variants() -> None:
     assert "passk_bootstrap" in table.stdout
     assert data["limits"]["max_groups"] == 4321
     assert len(data["variants"]) == 14
+
+
+def test_who_is_calling_is_in_files(tmp_path: Path) -> None:
+    with asking_server(tmp_path) as (address, files):
+        flags = [part for name, file in files.items() for part in (f"--{name.replace('_', '-')}", file)]
+        told = run("info", "--address", address, "--timeout", 120, *flags)
+        by_environment = run(
+            "info", "--address", address, **{f"PKPO_{name.upper()}": file for name, file in files.items()}
+        )
+        unknown = run("info", "--address", address, "--timeout", 2)
+        half = run("info", "--address", address, *flags[:4])
+    assert told.returncode == 0, told.stderr
+    assert by_environment.stdout == told.stdout
+    assert unknown.returncode == 1
+    assert "do both speak TLS and trust each other" in unknown.stderr
+    assert half.returncode == 2
+    assert "key_file: is given without certificate_file, or the other way round" in half.stderr
 
 
 def test_bench_measures() -> None:

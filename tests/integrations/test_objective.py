@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import trustme
 
 import reference
+from live_identity import TOKEN, asking_server
 from live_server import LiveServer
 from pkpo_client import InvalidArgument, Unreachable
 from pkpo_client.integrations.objective import Objective
@@ -46,6 +46,7 @@ def test_estimate_k_may_be_a_list_one_number_or_text() -> None:
 @pytest.mark.parametrize(
     ("settings", "field", "says"),
     [
+        (8, "pkpo", "is 8; must be settings by name"),
         ({"kay": 8}, "kay", "must be one of address, ca_file"),
         ({}, "k", "must be an integer of at least 1, or k@step"),
         ({"k": 0}, "k", "is '0'"),
@@ -56,13 +57,15 @@ def test_estimate_k_may_be_a_list_one_number_or_text() -> None:
         ({"k": 8, "fallback": "zero"}, "fallback", "must be none or local"),
         ({"k": 8, "seed": -1}, "seed", "must be from 0 to 4294967295"),
         ({"k": 8, "seed": "x"}, "seed", "must be an integer"),
+        ({"k": 8, "seed": 7.9}, "seed", "must be an integer"),
         ({"k": 8, "estimate_k": "1,x"}, "estimate_k", "must be an integer"),
+        ({"k": 8, "estimate_k": [1.5]}, "estimate_k", "must be an integer"),
         ({"k": 8, "timeout": "soon"}, "timeout", "must be a number of seconds above 0"),
         ({"k": 8, "timeout": 0}, "timeout", "must be a number of seconds above 0"),
         ({"k": 8, "run_id": "a b"}, "run_id", "must be up to 128 of"),
     ],
 )
-def test_what_cannot_be_is_refused_by_its_name(settings: dict[str, Any], field: str, says: str) -> None:
+def test_what_cannot_be_is_refused_by_its_name(settings: Any, field: str, says: str) -> None:
     with pytest.raises(InvalidArgument) as refusal:
         Objective.from_settings(settings, environment={})
     (violation,) = refusal.value.violations
@@ -73,8 +76,32 @@ def test_what_cannot_be_is_refused_by_its_name(settings: dict[str, Any], field: 
 @pytest.mark.parametrize("name", ["token_file", "ca_file", "certificate_file", "key_file"])
 def test_a_file_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
     missing = str(tmp_path / "nothing")
+    present = tmp_path / "something"
+    present.touch()
+    files = dict.fromkeys(("certificate_file", "key_file"), str(present)) | {name: missing}
     with pytest.raises(InvalidArgument, match=rf"{name}: is '{missing}'; must be a file"):
-        Objective.from_settings({"k": 1, name: missing}, environment={}).transform(REWARDS, 0)
+        Objective.from_settings({"k": 1, **files}, environment={}).transform(REWARDS, 0)
+
+
+@pytest.mark.parametrize("name", ["certificate_file", "key_file"])
+def test_a_certificate_and_its_key_come_together(name: str, tmp_path: Path) -> None:
+    alone = tmp_path / "pem"
+    alone.write_text("never read further")
+    with pytest.raises(InvalidArgument, match="key_file: is given without certificate_file, or the other way round"):
+        Objective.from_settings({"k": 1, name: alone}, environment={}).transform(REWARDS, 0)
+
+
+def test_an_objective_may_be_made_without_a_configuration() -> None:
+    made: Any = Objective
+    assert made(k="2", estimate_k=[1, 2]) == Objective(k="2", estimate_k=(1, 2))
+    assert hash(made(k="2", estimate_k=[1, 2])) == hash(Objective(k="2", estimate_k=(1, 2)))
+    with pytest.raises(InvalidArgument, match="k: is 8; must be a string such as '8' or '8@0,1@1500'"):
+        made(k=8)
+
+
+def test_a_schedule_has_nothing_to_say_of_a_batch_without_samples() -> None:
+    objective = Objective(k="8@0,1@10", address="local")
+    assert len(objective.transform(np.zeros(0), 0, group_ids=[]).advantages) == 0
 
 
 @pytest.mark.parametrize("scale", ["sum", "mean"])
@@ -143,27 +170,7 @@ def test_without_a_service_training_stops_unless_told_otherwise() -> None:
 
 
 def test_tls_and_a_token_come_from_files(tmp_path: Path) -> None:
-    authority = trustme.CA()
-    served, own = authority.issue_cert("localhost"), authority.issue_cert("trainer")
-    files = {name: tmp_path / name for name in ("ca", "certificate", "key", "own_certificate", "own_key", "token")}
-    authority.cert_pem.write_to_path(files["ca"])
-    served.cert_chain_pems[0].write_to_path(files["certificate"])
-    served.private_key_pem.write_to_path(files["key"])
-    own.cert_chain_pems[0].write_to_path(files["own_certificate"])
-    own.private_key_pem.write_to_path(files["own_key"])
-    files["token"].write_text("a-token-of-some-length\n")
-    flags = {"certificate": "tls-certificate", "key": "tls-key", "ca": "tls-client-ca", "token": "tokens"}
-    options = [part for name, flag in flags.items() for part in (f"--{flag}", str(files[name]))]
-    with LiveServer(*options, wait=False) as live:
-        port = live.address.rpartition(":")[2]
-        settings = {
-            "k": 2,
-            "address": f"localhost:{port}",
-            "ca_file": files["ca"],
-            "certificate_file": files["own_certificate"],
-            "key_file": files["own_key"],
-            "token_file": files["token"],
-        }
-        objective = Objective.from_settings(settings, environment={})
-        assert "a-token" not in repr(objective)
+    with asking_server(tmp_path) as (address, files):
+        objective = Objective.from_settings({"k": 2, "address": address, **files}, environment={})
+        assert TOKEN not in repr(objective)
         np.testing.assert_allclose(objective.transform(REWARDS, 0).advantages, exact(REWARDS, 2, "sum"), rtol=1e-14)

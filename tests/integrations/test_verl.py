@@ -28,7 +28,9 @@ with warnings.catch_warnings():
     import torch
     from verl import DataProto
     from verl.trainer.config import AlgoConfig
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
     from verl.trainer.ppo.ray_trainer import compute_advantage
+    from verl.utils.config import omega_conf_to_dataclass
     from verl.utils.skip import SkipManager
 
     from live_verl import PROMPTS_PER_STEP, RESPONSE, SAMPLES, Run, composed, tiny_gemma2
@@ -253,6 +255,48 @@ def test_figures_go_to_pythons_log(caplog: pytest.LogCaptureFixture) -> None:
         advantages(algorithm("k=2", "address=local", "estimate_k=1"))
     assert "'pkpo/k': 2.0" in caplog.text
     assert "'pkpo/max@1'" in caplog.text
+
+
+# --- verl's other losses ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def settings_of_the_actor() -> Any:
+    actor = "actor_rollout_ref.actor"
+    return composed([f"{actor}.policy_loss.dro_beta=0.1", f"{actor}.ppo_micro_batch_size_per_gpu=1"]).actor_rollout_ref
+
+
+@pytest.mark.parametrize(
+    "loss", ["vanilla", "dppo_tv", "dppo_kl", "gspo", "gpg", "clip_cov", "kl_cov", "cispo", "dro", "sapo", "geo_mean"]
+)
+def test_what_each_loss_makes_of_the_advantages(loss: str, settings_of_the_actor: Any) -> None:
+    """The page's table: the weight of each sample's log-probability, at a probability ratio of 1."""
+    lengths = torch.tensor([1, 3, 2, 3, 1, 2, 3, 1, 2])
+    mask = (torch.arange(3) < lengths[:, None]).long()
+    samples = len(REWARDS)
+    weights = {
+        "token-mean": torch.full((samples,), 1 / int(mask.sum())),
+        "token-sum": torch.ones(samples),
+        "seq-mean-token-sum": torch.full((samples,), 1 / samples),
+        "seq-mean-token-sum-norm": torch.full((samples,), 1 / samples / 7),
+        "seq-mean-token-mean": 1 / samples / lengths,
+    }
+    actor = omega_conf_to_dataclass(settings_of_the_actor.actor)
+    actor.global_batch_info["loss_scale_factor"] = 7
+    made = advantages({"pkpo": {"k": 2, "address": "local"}}, batch(REWARDS, UIDS, mask))
+    exactly = torch.tensor(exact(REWARDS, UIDS, 2)).float()
+    for mode in MODES:
+        weight = weights["seq-mean-token-mean" if loss in ("sapo", "geo_mean") else mode]
+        log_probs = torch.full((samples, 3), -1.5, requires_grad=True)
+        get_policy_loss_fn(loss)(
+            old_log_prob=log_probs.detach().clone(),
+            log_prob=log_probs,
+            advantages=made,
+            response_mask=mask,
+            loss_agg_mode=mode,
+            config=actor,
+        )[0].backward()
+        torch.testing.assert_close(-log_probs.grad, (weight * exactly)[:, None] * mask, rtol=1e-4, atol=1e-7, msg=mode)
 
 
 # --- verl's own trainer ----------------------------------------------------------------------------------------------

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 
 from pkpo_client import options, schedules
 from pkpo_client.client import Client
 from pkpo_client.errors import InvalidArgument, refused
+from pkpo_client.identity import NAMES, IdentityFiles
 from pkpo_client.local_client import LocalClient
 from pkpo_client.operations import Ids, Mask
 from pkpo_client.options import WITHOUT_K
@@ -47,7 +47,7 @@ class Objective:
         fallback: "local" computes in this process while the service is unreachable; "none" raises.
         timeout: seconds a call may take, with all retries and parts.
         run_id: names the run in the service's metrics.
-        token_file: a file that holds the bearer token.
+        token_file: a file that holds the bearer token; read once, when the client is made.
         ca_file: certificate authorities in PEM, of a service that is reached by TLS.
         certificate_file, key_file: this client's own, in PEM, where the service asks for them.
 
@@ -75,12 +75,14 @@ class Objective:
         options.name("variant", self.variant, options.VARIANTS)
         options.name("scale", self.scale, options.SCALES)
         options.name("k_policy", self.k_policy, options.K_POLICIES)
-        options.k_list("estimate_k", self.estimate_k)
+        object.__setattr__(self, "estimate_k", options.k_list("estimate_k", self.estimate_k))
         options.integer("seed", self.seed, 2**32 - 1)
         options.timeout(self.timeout)
         options.run_id(self.run_id)
         if self.fallback not in ("none", "local"):
             raise refused("fallback", f"is {self.fallback!r:.80}; must be none or local")
+        if not isinstance(self.k, str):
+            raise refused("k", f"is {self.k!r:.80}; must be a string such as '8' or '8@0,1@1500'")
         if self.k or self.variant not in WITHOUT_K:
             self.schedule()
 
@@ -96,8 +98,10 @@ class Objective:
             usual: what is right for the framework where nobody says anything.
 
         Raises:
-            InvalidArgument: an unknown name, or a value that cannot be.
+            InvalidArgument: no settings by name, an unknown name, or a value that cannot be.
         """
+        if not isinstance(settings, Mapping):
+            raise refused("pkpo", f"is {settings!r:.80}; must be settings by name, such as k: 8")
         known = {each.name for each in fields(cls)}
         strange = sorted(str(name) for name in settings if name not in known)
         if strange:
@@ -157,7 +161,9 @@ class Objective:
             PkpoError: as `Client.transform` does.
         """
         if "@" in self.k and self.k_policy == "strict" and self.variant not in WITHOUT_K:
-            _require_legal(self, _largest_group(rewards, group_ids))
+            n = _largest_group(rewards, group_ids)
+            if n:
+                _require_legal(self, n)
         return _client(self).transform_detailed(
             rewards,
             self.k_at(step),
@@ -198,12 +204,11 @@ def _client(objective: Objective) -> Client | LocalClient:
     }
     if objective.address == LOCAL:
         return LocalClient(**usual)
+    files = IdentityFiles(**{name: getattr(objective, name) for name in NAMES})
     return Client(
         objective.address,
-        credentials=_credentials(objective),
-        token=_read("token_file", objective.token_file).decode("ascii", "replace").strip()
-        if objective.token_file
-        else None,
+        credentials=files.credentials(),
+        token=files.token(),
         fallback=None if objective.fallback == "none" else objective.fallback,
         **usual,
     )
@@ -223,20 +228,7 @@ def _require_legal(objective: Objective, n: int) -> None:
 def _largest_group(rewards: Any, group_ids: Any) -> int:
     if group_ids is None:
         return int(rewards.shape[-1])
-    return max(Counter(group_ids.tolist() if hasattr(group_ids, "tolist") else group_ids).values(), default=1)
-
-
-def _credentials(objective: Objective) -> grpc.ChannelCredentials | None:
-    names = ("ca_file", "key_file", "certificate_file")
-    pem = [_read(name, getattr(objective, name)) if getattr(objective, name) else None for name in names]
-    return grpc.ssl_channel_credentials(*pem) if any(pem) else None
-
-
-def _read(name: str, path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise refused(name, f"is {path!r:.200}; must be a file that can be read: {error.strerror}") from error
+    return max(Counter(group_ids.tolist() if hasattr(group_ids, "tolist") else group_ids).values(), default=0)
 
 
 def _text(name: str, value: Any) -> str:
@@ -245,7 +237,7 @@ def _text(name: str, value: Any) -> str:
 
 def _integer(name: str, value: Any) -> int:
     try:
-        return int(value)
+        return int(value) if isinstance(value, str) else operator.index(value)
     except (TypeError, ValueError):
         raise refused(name, f"is {value!r:.80}; must be an integer") from None
 

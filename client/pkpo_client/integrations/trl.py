@@ -46,7 +46,7 @@ class PassAtKTrainer(GRPOTrainer):  # type: ignore[misc]
     Args:
         pkpo: the objective, or its settings by name, as `Objective` has them; what is left out, PKPO_* of the
             environment say. `scale` is "mean", and `estimate_k` the powers of 2 up to num_generations, unless they say
-            otherwise.
+            otherwise; an `Objective` is taken as it is, and its own `scale` is "sum" where nobody says any.
         args, kwargs: of the GRPOTrainer, or of the next class in a subclass's order.
 
     Raises:

@@ -12,7 +12,7 @@ PYTHON_TUNIX ?= $(PYTHON_DEPLOY)
 
 RUN_DIR ?= runs/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo serve train figures test test-trainer test-deploy test-verl test-trl test-tunix manifests lint bench performance capacity comparison proto clean
+.PHONY: setup demo serve train figures test test-trainer test-deploy test-verl test-trl test-tunix fuzz manifests lint bench performance capacity comparison proto clean
 
 setup: $(VENV)/test
 
@@ -36,6 +36,10 @@ test: $(VENV)/test
 
 test-trainer: $(VENV)-trainer/installed
 	$(VENV)-trainer/bin/python -m pytest tests/trainer
+
+# Odd input, a million times; FLAGS='--inputs 10000' takes less than a minute.
+fuzz: $(VENV)/test
+	cd tests && $(abspath $(BIN))/python -m fuzz all $(FLAGS)
 
 # What it cannot find (nginx, buildah, Prometheus, ...) it names.
 test-deploy: $(VENV)-deploy/installed

@@ -49,7 +49,9 @@ class RewardGroups:
             raise InvalidArgument.of("groups.rewards", "is empty; must hold at least one reward")
         self._check_sizes()
         largest = LARGEST_REWARD if rewards.dtype == _DTYPES[0] else np.finfo(np.float32).max
-        if _number_within(np.ascontiguousarray(rewards, np.float64), largest) < rewards.size:
+        with np.errstate(invalid="ignore"):  # a signalling NaN, which is no number to be counted
+            doubles = np.ascontiguousarray(rewards, np.float64)
+        if _number_within(doubles, largest) < rewards.size:
             refuse_any(
                 Violation(f"groups.rewards[{i}]", f"is {rewards[i]}; must be finite and of magnitude at most 1e100")
                 for i in np.flatnonzero(~(np.abs(rewards) <= largest))[:MOST_VIOLATIONS]

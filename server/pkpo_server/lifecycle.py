@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 # Above what is admitted, since a refusal of ours says when to come back, and one of the transport's does not. With
 # grpcio 1.72 a call that was refused also keeps its stream until the garbage collector has come by.
 REFUSED_STREAMS = 256
+# What grpcio calls the coroutine that takes calls, for as long as it does.
+_TAKING = "_server_main_loop"
 # Room for a trace context and a token.
 MOST_METADATA_BYTES = 16 * 2**10
 
@@ -103,6 +105,7 @@ class Server:
         self._log = log
         self._refusals = BoundedLog(log)
         self._preparing: threading.Thread
+        self._taking: set[asyncio.Task[None]] = set()
         self._certificates = Certificates.of(settings, log)
         tokens = Tokens(settings.tokens, log) if settings.tokens is not None else None
         threads = settings.threads or default_threads(settings.workers)
@@ -146,7 +149,13 @@ class Server:
             if self._place.shared:
                 address = await self._started(server, probed)
             self._place.serving(address)
-        signal_name = await stop
+        either = {stop, *self._taking}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.done():
+            self._log.error("failed", message=f"gRPC takes no more calls: {_why_ended(self._taking)}")
+            # It cannot be told to stop any more.
+            os._exit(1)
+        signal_name = stop.result()
         await self._drain([server] if probed is None else [server, probed], health, signal_name)
         if self._preparing.is_alive():
             # A compiler at work does not survive the end of the interpreter around it.
@@ -179,9 +188,16 @@ class Server:
         self._place.listening(address)
         if probed is not None and self._place.health_address is not None:
             self._place.health_listening(_listen(probed, self._place.health_address))
-            await probed.start()
-        await server.start()
+            await self._start(probed)
+        await self._start(server)
         return address
+
+    async def _start(self, server: aio.Server) -> None:
+        # grpcio 1.84 and 1.85 end at a call whose path is no UTF-8, and leave a process that only seems to serve.
+        others = asyncio.all_tasks()
+        await server.start()
+        started = asyncio.all_tasks() - others
+        self._taking |= {task for task in started if getattr(task.get_coro(), "__name__", None) == _TAKING}
 
     def _watch_certificates(self) -> None:
         if self._certificates is not None:
@@ -287,6 +303,11 @@ def run_place(
     except Exception as error:
         log.error("failed", message="the server cannot go on", exc_info=error)
     return 1
+
+
+def _why_ended(tasks: Iterable[asyncio.Task[None]]) -> str:
+    (ended, *_) = (task for task in tasks if task.done())
+    return "it was cancelled" if ended.cancelled() else repr(ended.exception())
 
 
 def _options(settings: Settings, shared: bool) -> list[tuple[str, int]]:

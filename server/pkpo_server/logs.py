@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from typing import Any
 
 import structlog
@@ -38,6 +39,7 @@ def configure(level: str, **context: Any) -> Log:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Bounded())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
@@ -52,6 +54,23 @@ def configure(level: str, **context: Any) -> Log:
     structlog.contextvars.bind_contextvars(**context)
     log: Log = structlog.get_logger()
     return log
+
+
+class _Bounded(logging.Filter):
+    """At most so many lines of libraries a second: gRPC writes one, with a traceback, per header it cannot read."""
+
+    def __init__(self, lines_per_second: int = REFUSAL_LINES_PER_SECOND) -> None:
+        super().__init__()
+        self._lines_per_second = lines_per_second
+        self._second = self._written = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is written."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._written = second, 0
+        self._written += 1
+        return self._written <= self._lines_per_second
 
 
 class BoundedLog:

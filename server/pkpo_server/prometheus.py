@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from pkpo_server.address import CannotListen, tcp_address
+
+# Each connection has a thread; one that says nothing for so long is closed, and gives it back.
+SILENT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,4 +82,18 @@ def serve_metrics(host: str, port: int, registry: CollectorRegistry) -> str:
         server, _ = start_http_server(port, host, registry)
     except OSError as error:
         raise CannotListen(f"cannot serve metrics on {tcp_address(host, port)}: {error.strerror or error}") from error
+    server.RequestHandlerClass = _impatient(server.RequestHandlerClass)
     return tcp_address(host, server.server_port)
+
+
+def _impatient(handler: Any) -> Any:
+    """A handler of connections that closes those that are silent; the library's waits for ever."""
+
+    class Impatient(handler):  # type: ignore[misc]
+        timeout = SILENT_SECONDS
+
+        def handle(self) -> None:
+            with suppress(TimeoutError):
+                super().handle()
+
+    return Impatient

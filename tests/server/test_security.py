@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hmac
+import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,17 @@ import psutil
 import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
 
 from live_server import LiveServer, poll
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
+from pkpo_client import Client, Unauthenticated, Unreachable
+from pkpo_server import prometheus
 from pkpo_server.address import warn_where_open
 from pkpo_server.certificates import Certificates, UnusableCertificate
+from pkpo_server.health import MOST_WATCHERS
+from pkpo_server.prometheus import serve_metrics
 from pkpo_server.settings import settings_of
 from pkpo_server.tokens import LOOKING_SECONDS, Tokens, UnusableTokens
 from said import Said
@@ -405,3 +414,107 @@ def test_the_log_says_what_an_open_port_lacks() -> None:
         assert [fields["message"] for _, fields in said.lines] == (
             [f"open to everyone who can reach it, {lacks}"] if lacks else []
         )
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_that_is_open_says_so_as_a_warning(workers: str, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(FIRST)
+    with LiveServer("--host", "0.0.0.0", "--tokens", str(tokens), "--workers", workers) as server:
+        (line,) = server.log_lines("insecure")
+        assert line["level"] == "warning"
+        assert "without TLS" in line["message"]
+    with LiveServer("--workers", workers) as server:
+        assert not server.log_lines("insecure")
+
+
+def test_the_client_shows_what_the_server_asks_for(identity: Identity, authority: trustme.CA, tmp_path: Path) -> None:
+    """A certificate and a token by the client's own arguments; health in plaintext, on its port alone."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text(FIRST)
+    leaf = authority.issue_cert("trainer")
+    roots, key = authority.cert_pem.bytes(), leaf.private_key_pem.bytes()
+    chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
+    known, unknown = grpc.ssl_channel_credentials(roots, key, chain), grpc.ssl_channel_credentials(roots)
+    with serving(*identity.flags, "--tls-client-ca", str(identity.client_ca), "--tokens", str(tokens)) as server:
+        address = started(server)
+
+        def answered(credentials: grpc.ChannelCredentials, token: str | None) -> list[float]:
+            with Client(address, credentials=credentials, token=token, timeout=5) as client:
+                return client.transform([[0.0, 1.0]], k=1)[0].tolist()
+
+        assert answered(known, FIRST) == ANSWER
+        for token in (None, SECOND):
+            with pytest.raises(Unauthenticated, match="authorization: Bearer"):
+                answered(known, token)
+        with pytest.raises(Unreachable):
+            answered(unknown, FIRST)
+        (line,) = server.log_lines("health")
+        with grpc.insecure_channel(line["address"]) as probe:
+            answer = health_pb2_grpc.HealthStub(probe).Check(health_pb2.HealthCheckRequest(), timeout=20)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    assert not any(FIRST in line or SECOND in line for line in server.raw_log())
+
+
+def test_tokens_are_compared_by_digests_under_a_key_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the time of a comparison tells of a digest that nobody can aim at, and nothing of a token."""
+    path = tmp_path / "tokens"
+    path.write_text(f"{FIRST}\n{SECOND}\n")
+    one, other = (Tokens(path, Said()) for _ in range(2))  # type: ignore[arg-type]
+    assert not one._digests & other._digests
+    assert not any(token.encode() in repr(vars(one)).encode() for token in (FIRST, SECOND))
+    digested = []
+    digest = hmac.digest
+
+    def keyed(key: Any, message: Any, name: str) -> bytes:
+        digested.append((key, message))
+        return digest(key, message, name)
+
+    monkeypatch.setattr(hmac, "digest", keyed)
+    assert allows(one, FIRST)
+    assert not allows(one, THIRD)
+    assert digested == [(one._key, FIRST.encode()), (one._key, THIRD.encode())]
+    assert len(one._key) == 32
+
+
+def test_metrics_are_bound_apart() -> None:
+    with LiveServer("--metrics-host", "127.0.0.2") as server:
+        host, port = server.metrics_address.rsplit(":", 1)
+        assert host == "127.0.0.2"
+        assert "pkpo_requests_total" in server.metrics_text()
+        for elsewhere in (f"127.0.0.1:{port}", server.address):
+            with pytest.raises((OSError, HTTPException)):
+                urllib.request.urlopen(f"http://{elsewhere}/metrics", timeout=10)
+        with grpc.insecure_channel(server.metrics_address) as open_channel:
+            assert refused(open_channel) is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_silent_connection_to_the_metrics_is_closed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prometheus, "SILENT_SECONDS", 0.2)
+    host, port = serve_metrics("127.0.0.1", 0, CollectorRegistry()).rsplit(":", 1)
+    for said in (b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\nHost: x\r\n"):
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(said)
+            while connection.recv(2**16):
+                pass
+    assert urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10).status == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_watchers_of_health_are_bounded(server: LiveServer) -> None:
+    """Beside them, everyone is answered as before."""
+    with grpc.insecure_channel(server.address) as open_channel:
+        stub = health_pb2_grpc.HealthStub(open_channel)
+        watching = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(MOST_WATCHERS)]
+        for watch in watching:
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.Watch(health_pb2.HealthCheckRequest()))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+        assert transformed(open_channel) == ANSWER
+        for watch in watching:
+            watch.cancel()

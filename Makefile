@@ -127,6 +127,7 @@ $(VENV)-tunix/installed: pyproject.toml
 	touch $@
 
 $(VENV)-deploy/installed: pyproject.toml
+	@$(PYTHON_DEPLOY) -c 'import sys; sys.exit(sys.version_info < (3, 12) and "$(PYTHON_DEPLOY) is too old: what tests deploy/ needs Python 3.12: PYTHON_DEPLOY=python3.12")'
 	$(PYTHON_DEPLOY) -m venv $(VENV)-deploy
 	$(VENV)-deploy/bin/$(PIP_INSTALL) --editable '.[deploy]'
 	touch $@

@@ -36,7 +36,10 @@ ELSEWHERE = {
     "tls_client_ca": "tls.clientAuthentication",
     "tokens": "tokens",
 }
-_NOTES = {"threads": "In a pod the CPUs are those of its limit, or else of its request."}
+_NOTES = {
+    "threads": "In a pod the CPUs are those of its limit, or else of its request.",
+    "max_run_ids": "Several workers have 2978 together, or as many as fit a volume that is mounted at /dev/shm.",
+}
 _START, _END = "# server: from the server's settings; each is a flag\n\n", "\n# server: end\n"
 _TABLE_START, _TABLE_END = "<!-- values: generated -->\n", "<!-- values: end -->"
 _COMMENT_WIDTH = 118

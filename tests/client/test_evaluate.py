@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import reference
@@ -388,6 +388,8 @@ def test_duckdb_reads_what_the_line_reader_reads(
     tmp_path_factory: pytest.TempPathFactory, rollouts: list[Record], name: str
 ) -> None:
     pytest.importorskip("duckdb", reason="needs duckdb")
+    # Before Python 3.11 nobody can write a zero into CSV.
+    assume(sys.version_info >= (3, 11) or name != "a.csv" or "\\x00" not in repr(rollouts))
     path = str(WRITERS[name](tmp_path_factory.mktemp("rollouts") / name, rollouts))
     columns = Columns(("prompt id",), "re'ward", cluster=("prompt id",))
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +34,8 @@ PAGE = CLIENTS / "README.md"
 WHAT_IT_NEEDS = ("examples/clients", "proto", "tests/conformance")
 SUITE = Path("tests/conformance/suite.binpb")
 RESULTS = Path("results.binpb")
+# Longer than the five attempts of the clients' service config, with 0.1 s, 0.3 s, 0.9 s and 2.7 s between them.
+RETRIES_SECONDS = 6
 TOKEN = "a-token-for-the-example-clients"
 
 STREAM = {
@@ -152,6 +156,10 @@ class Example:
         """Runs what shows how it is used."""
         return self._checkout.run(self._demonstration, address, env)
 
+    def by_default(self, seconds: int) -> Ran:
+        """Runs it without an address, for so long at most."""
+        return self._checkout.run(f"timeout {seconds} env {self._demonstration.removesuffix(' localhost:50051')}")
+
     def conformance(self, address: str, suite: Path = SUITE) -> Results:
         """What became of the calls of a suite."""
         called = self._checkout.run(self._conformance.replace(str(SUITE), str(suite)), address)
@@ -218,6 +226,24 @@ def test_the_suite_is_answered_right(example: Example, server: LiveServer) -> No
     example.conformance(server.address)
     judged = example.judged()
     assert judged.status == 0, judged
+    assert judged.printed in (ROOT / "docs" / "conformance.md").read_text()
+
+
+def test_a_call_waits_for_a_server_that_is_not_there_yet(example: Example) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with socket.socket() as nobody:  # bound, and not listening: whoever connects is refused
+            nobody.bind(("127.0.0.1", 0))
+            host, port = nobody.getsockname()
+            demonstration = pool.submit(example.demonstration, f"{host}:{port}")
+            time.sleep(RETRIES_SECONDS)
+            assert not demonstration.done(), demonstration.result()
+        with LiveServer("--port", str(port)):
+            demonstration.result().check()
+
+
+def test_without_an_address_it_looks_on_this_machine(example: Example) -> None:
+    """Where, as a rule, nobody is: it waits until it is stopped."""
+    assert example.by_default(seconds=3).status in (0, 124)
 
 
 def test_calls_refused_for_now_are_made_again(example: Example, proxy: FaultyProxy) -> None:

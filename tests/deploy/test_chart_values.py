@@ -13,8 +13,12 @@ from deploy import chart_files
 from deploy.chart_files import CHART, ELSEWHERE, documented_values, value_name
 from deploy.rendering import CannotRender, Helm, running_helm
 from pkpo_server.settings import SETTINGS, flag
+from pkpo_server.workers import BYTES_PER_RUN
 
 _ISSUER = {"enabled": True, "issuerRef": {"name": "letters"}}
+
+# What a container has at /dev/shm, where the image keeps what several workers count.
+_SHARED_MEMORY = 64 * 2**20
 
 REFUSED: list[tuple[Mapping[str, Any], str]] = [
     # By the schema, which names the value by its path.
@@ -84,6 +88,11 @@ REFUSED: list[tuple[Mapping[str, Any], str]] = [
     ),
     ({"extraArgs": ["--drain-seconds=300"]}, "extraArgs"),
     ({"service": {"loadBalancerSourceRanges": ["anyone"]}}, "/service/loadBalancerSourceRanges/0"),
+    (
+        {"server": {"workers": 4, "maxRunIds": 2048}},
+        "server.maxRunIds: 2048 for each of 4 server.workers; must be at most 744",
+    ),
+    ({"server": {"workers": 47, "maxRunIds": None}}, "server.maxRunIds: 64 for each of 47 server.workers"),
     ({"mode": "sidecar", "server": {"workers": 2}}, "server.workers: 2 with mode sidecar"),
     ({"mode": "sidecar", "tls": {"enabled": True, "existingSecret": "one"}}, "tls.enabled: set with mode sidecar"),
     ({"mode": "sidecar", "tokens": {"existingSecret": "one"}}, "tokens: set with mode sidecar"),
@@ -107,6 +116,32 @@ def test_values_that_cannot_be_used_are_named(helm: Helm, values: Mapping[str, A
 def test_a_limit_is_a_request_too(helm: Helm) -> None:
     release = helm.render({"autoscaling": {"enabled": True}, "resources": {"limits": {"cpu": 2, "memory": "4Gi"}}})
     assert "HorizontalPodAutoscaler" in {each["kind"] for each in release.manifests}
+
+
+def test_several_workers_have_as_many_runs_as_their_memory_holds(helm: Helm) -> None:
+    most = _SHARED_MEMORY // (2 * BYTES_PER_RUN)
+    assert helm.render({"server": {"workers": 2, "maxRunIds": most}}).manifests
+    with pytest.raises(CannotRender, match=rf"must be at most {most}, or a volume be mounted at /dev/shm"):
+        helm.render({"server": {"workers": 2, "maxRunIds": most + 1}})
+    # One worker keeps them in its own.
+    assert helm.render({"server": {"workers": 1, "maxRunIds": 2048}}).manifests
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"extraVolumeMounts": [{"name": "shm", "mountPath": "/dev/shm/"}]},
+        {"extraVolumeMounts": [{"name": "shm", "mountPath": "{{ printf `/dev/shm` }}"}]},
+        {"extraEnv": [{"name": "TMPDIR", "value": "/tmp"}]},
+    ],
+    ids=["mounted", "by a template", "elsewhere"],
+)
+def test_or_as_many_as_other_memory_holds(helm: Helm, more: Mapping[str, Any]) -> None:
+    many = {"server": {"workers": 4, "maxRunIds": 2048}}
+    volumes = {"extraVolumes": [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}}]}
+    assert helm.render({**many, **volumes, **more}).manifests
+    with pytest.raises(CannotRender, match=r"server\.maxRunIds: 2048"):
+        helm.render({**many, **volumes, "extraVolumeMounts": [{"name": "shm", "mountPath": "/dev/shm/more"}]})
 
 
 def test_all_complaints_come_at_once(helm: Helm) -> None:

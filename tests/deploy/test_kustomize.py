@@ -140,3 +140,13 @@ def test_a_difference_is_what_turns_one_into_the_other(
     old: Mapping[str, Any], new: Mapping[str, Any], operations: list[Mapping[str, Any]]
 ) -> None:
     assert list(difference(old, new, "")) == operations
+
+
+def test_the_example_for_production_names_what_is_to_be_named() -> None:
+    """An image of a registry, and the label by which the operator's Prometheus finds what it is to read."""
+    made = built(FOLDER / "overlays" / "production")
+    images = [container["image"] for pod in Rendering(made).pods for container in pod.containers]
+    assert images
+    assert all(image.startswith("registry.example.com/pkpo:") for image in images)
+    labels = {each["kind"]: each["metadata"]["labels"].get("release") for each in made}
+    assert {kind for kind, release in labels.items() if release} == {"PodMonitor", "PrometheusRule"}

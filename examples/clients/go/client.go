@@ -69,7 +69,7 @@ func check(err error) {
 }
 
 func main() {
-	connection, err := connect(os.Args[1])
+	connection, err := connect(append(os.Args, "localhost:50051")[1]) // by default
 	check(err)
 	pkpo := pb.NewRewardTransformServiceClient(connection)
 	if len(os.Args) == 4 {

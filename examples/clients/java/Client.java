@@ -80,7 +80,7 @@ class Client {
   }
 
   public static void main(String[] args) throws Exception {
-    ManagedChannel channel = connect(args[0]);
+    ManagedChannel channel = connect(args.length > 0 ? args[0] : "localhost:50051");
     var pkpo = RewardTransformServiceGrpc.newBlockingStub(channel);
 
     TransformResponse response = pkpo.withDeadlineAfter(30, TimeUnit.SECONDS).transform(batch(2)); // with all retries

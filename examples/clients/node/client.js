@@ -29,7 +29,6 @@ const SERVICE_CONFIG = {
   loadBalancingConfig: [{ round_robin: {} }],
   methodConfig: [{
     name: [{ service: "pkpo.v1.RewardTransformService" }],
-    waitForReady: true,
     retryPolicy: {
       maxAttempts: 5, initialBackoff: "0.1s", maxBackoff: "5s", backoffMultiplier: 3,
       retryableStatusCodes: ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
@@ -58,14 +57,17 @@ function connect(address) {
   });
 }
 
+// Makes a call wait for a server that is starting; grpc-js does not heed the service config's waitForReady.
+const waiting = () => new grpc.Metadata({ waitForReady: true });
+
 // A unary call, its retries included, within 30 s. Fails with a grpc.ServiceError.
 function call(client, method, request, deadline = Date.now() + 30_000) {
-  return promisify(client[method]).call(client, request, new grpc.Metadata(), { deadline });
+  return promisify(client[method]).call(client, request, waiting(), { deadline });
 }
 
 // All requests on one call. The answers come in any order; a bad request has an `error` where others have a `response`.
 async function stream(client, requests) {
-  const open = client.TransformStream({ deadline: Date.now() + 30_000 });
+  const open = client.TransformStream(waiting(), { deadline: Date.now() + 30_000 });
   requests.forEach((request) => open.write(request));
   open.end();
   const answers = [];

@@ -30,6 +30,22 @@
 {{- end }}
 {{- end }}
 
+{{- /* What several workers count is in files in the image's TMPDIR, /dev/shm, of which a container has 64 MiB; a run takes
+22528 bytes of it for each worker. A value of null is the server's own default. */}}
+{{- $workers := ternary 1 $v.server.workers (kindIs "invalid" $v.server.workers) | int64 }}
+{{- $runs := ternary 64 $v.server.maxRunIds (kindIs "invalid" $v.server.maxRunIds) | int64 }}
+{{- $room := div 67108864 22528 }}
+{{- $elsewhere := false }}
+{{- range include "pkpo.tpl" (dict "value" $v.extraVolumeMounts "context" $) | fromYamlArray }}
+{{- if eq (clean .mountPath) "/dev/shm" }}{{ $elsewhere = true }}{{ end }}
+{{- end }}
+{{- range $v.extraEnv }}
+{{- if eq .name "TMPDIR" }}{{ $elsewhere = true }}{{ end }}
+{{- end }}
+{{- if and (gt $workers 1) (gt (mul $workers $runs) $room) (not $elsewhere) }}
+{{- $complaints = append $complaints (printf "server.maxRunIds: %d for each of %d server.workers; must be at most %d, or a volume be mounted at /dev/shm (extraVolumes, extraVolumeMounts)" $runs $workers (div $room $workers)) }}
+{{- end }}
+
 {{- $needed := add $v.drain.preStopSeconds (ceil $v.server.drainSeconds) $v.drain.marginSeconds }}
 {{- if lt (include "pkpo.gracePeriod" . | int64) $needed }}
 {{- $complaints = append $complaints (printf "terminationGracePeriodSeconds: %v; must be at least %d: drain.preStopSeconds %v, server.drainSeconds %v and drain.marginSeconds %v" $v.terminationGracePeriodSeconds $needed $v.drain.preStopSeconds $v.server.drainSeconds $v.drain.marginSeconds) }}

@@ -21,6 +21,7 @@ import pkpo
 from pkpo_client import Client, GroupStatus, LocalClient, options
 from pkpo_client.errors import InvalidArgument, PkpoError
 from pkpo_client.evaluation import (
+    OF_EACH_PROMPT,
     Confidence,
     Pairs,
     PromptEstimates,
@@ -260,7 +261,7 @@ def _level(text: str) -> float:
         level = float(text)
     except ValueError:
         level = math.nan
-    if not 0 < level < 1:
+    if not 0 < level <= 1 - 1e-9:  # nearer to 1, quantiles are lost in rounding
         raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0 and below 1, such as 0.95")
     return level
 
@@ -345,8 +346,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.against and arguments.per_prompt:
         raise RolloutsError("--per-prompt is of one run, and goes without --against")
     columns = Columns(
-        tuple(arguments.group), arguments.reward, split=tuple(arguments.by), cluster=tuple(arguments.cluster)
+        tuple(arguments.group),
+        arguments.reward,
+        split=tuple(dict.fromkeys(arguments.by)),
+        cluster=tuple(arguments.cluster),
     )
+    clash = [name for name in columns.prompt if name in OF_EACH_PROMPT]
+    if arguments.per_prompt and clash:
+        raise RolloutsError(f"--per-prompt writes a column {clash[0]!r} of its own; rename that of the rollouts")
     confidence = Confidence(arguments.level or 0.95, arguments.draws, arguments.seed)
     prompts = _estimates(arguments, arguments.files, columns, arguments.k)
     if arguments.against:
@@ -380,6 +387,13 @@ def _compare(arguments: argparse.Namespace, columns: Columns, one: PromptEstimat
     if moved:
         raise RolloutsError(
             f"{shown(columns.prompt, moved)} is not in the same cluster in both runs; a group is in one cluster"
+        )
+    uneven = int((pairs.one.sizes != pairs.other.sizes).sum())
+    if uneven:
+        print(
+            f"pkpo: {uneven} of {len(pairs.one.sizes)} groups have fewer rollouts in one run than in the other; where "
+            "that is by much and success is rare, p and the interval say too much (docs/evaluation.md)",
+            file=sys.stderr,
         )
     curves = [(split, comparison(some, confidence)) for split, some in pairs.splits(len(columns.split))]
     measure = "pass@k" if pairs.one.binary and pairs.other.binary else "max@k"

@@ -17,6 +17,10 @@ from pkpo_client.sampling_variance import exact_interval, normal_interval, unbia
 
 Float64s = NDArray[np.float64]
 _REWARDS_AT_ONCE = 1 << 18
+_ROUNDING = 1e-12  # of the largest value: estimates that differ by less are equal
+
+#: The columns of `each_prompt` beside those of the prompt's name.
+OF_EACH_PROMPT = ("n", "k", "estimate", "standard_error", "level", "low", "high")
 
 #: What is printed of one k, by name; None where there is nothing to say.
 Row = dict[str, Any]
@@ -296,7 +300,7 @@ def comparison(pairs: Pairs, confidence: Confidence) -> list[Row]:
     numbers = pairs.one.cluster_numbers()
     one, other, differences = (
         ClusterSums.of(np.where(counted, values, np.nan), numbers)
-        for values in (pairs.one.values, pairs.other.values, pairs.one.values - pairs.other.values)
+        for values in (pairs.one.values, pairs.other.values, _differences(pairs.one.values, pairs.other.values))
     )
     intervals = bootstrap_intervals(differences, confidence.level, draws=confidence.draws, seed=confidence.seed)
     p_values, adjusted = sign_flip_p_values(differences.sums, draws=confidence.draws, seed=confidence.seed)
@@ -323,6 +327,14 @@ def comparison(pairs: Pairs, confidence: Confidence) -> list[Row]:
             }
         )
     return rows
+
+
+def _differences(one: Float64s, other: Float64s) -> Float64s:
+    """One less the other; 0 where only rounding is between them, as between 3 right of 10 and 9 right of 30."""
+    differences: Float64s = one - other
+    largest = np.nan_to_num(np.maximum(np.abs(one), np.abs(other))).max(axis=0, initial=0.0)
+    differences[np.abs(differences) <= _ROUNDING * largest] = 0.0
+    return differences
 
 
 def _root(variance: float) -> float:

@@ -23,6 +23,9 @@ from pkpo_client.errors import PkpoError
 
 LARGEST_REWARD = 1e100
 
+# The csv module refuses fields of more than 128 KiB until told otherwise, and answers are longer.
+csv.field_size_limit(2**31 - 1)
+
 
 class RolloutsError(PkpoError):
     """A file of rollouts that cannot be read; says where and what to do."""
@@ -223,10 +226,13 @@ def csv_header(path: str) -> list[str]:
     """The names of the columns of a CSV file; none of an empty one.
 
     Raises:
-        RolloutsError: the file cannot be had.
+        RolloutsError: the file cannot be had, or its header is not CSV.
     """
     with _opened(path) as lines:
-        return next((row for row in csv.reader(_text(lines, path, NoProgress())) if row), [])
+        try:
+            return next((row for row in csv.reader(_text(lines, path, NoProgress())) if row), [])
+        except csv.Error as error:
+            raise RolloutsError(f"{path}: is not CSV: {error}") from error
 
 
 def _text(lines: Iterable[bytes], path: str, progress: Progress) -> Iterator[str]:

@@ -221,6 +221,40 @@ def test_two_runs_are_compared_on_the_prompts_of_both(tmp_path: Path, evaluate: 
     assert (same["difference"], same["low"], same["high"], same["p_value"]) == (0, 0, 0, 1)
 
 
+def test_rounding_is_no_difference(tmp_path: Path, evaluate: Evaluate) -> None:
+    """The same pass rates from 10 and from 30 rollouts: as floats their means are not all equal."""
+    one = records({f"p{i}": [1.0] * (i % 10) + [0.0] * (10 - i % 10) for i in range(200)})
+    paths = write_jsonl(tmp_path / "1.jsonl", one), write_jsonl(tmp_path / "3.jsonl", one * 3)
+    (row,) = evaluate(paths[0], "--against", paths[1], "--k", "1")
+    assert (row["difference"], row["low"], row["high"], row["p_value"]) == (0, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"), [(0, ""), (1, "pkpo: 1 of 3 groups have fewer rollouts in one run than in the")]
+)
+def test_unequal_numbers_of_rollouts_are_told(
+    more: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = records({"a": [0, 1], "b": [1, 1], "c": [0, 0]})
+    other = one + records({"a": [1] * more})
+    paths = write_jsonl(tmp_path / "1.jsonl", one), write_jsonl(tmp_path / "2.jsonl", other)
+    with pytest.raises(SystemExit):
+        command.main(["evaluate", str(paths[0]), "--against", str(paths[1]), "--k", "1"])
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pkpo: ")]
+    assert len(told) == more
+    assert "".join(told).startswith(said)
+
+
+def test_long_texts_in_csv(tmp_path: Path, evaluate: Evaluate) -> None:
+    path = write_csv(tmp_path / "a.csv", [{**record, "text": "x" * 200_000} for record in records({"a": [0, 1]})])
+    assert evaluate(path, "--k", "1")[0]["estimate"] == 0.5
+
+
+def test_a_column_asked_for_twice_is_one(tmp_path: Path, evaluate: Evaluate) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", records(PASSED, d="a"))
+    assert evaluate(path, "--by", "d,d") == evaluate(path, "--by", "d")
+
+
 def test_comparisons_are_made_within_splits_and_clusters(tmp_path: Path, evaluate: Evaluate) -> None:
     one = write_jsonl(tmp_path / "1.jsonl", [*records(PASSED, d="a", c=1), *records(SCORED, d="b", c=1)])
     other = write_jsonl(tmp_path / "2.jsonl", [*records(SCORED, d="b", c=1), *records(PASSED, d="c", c=1)])
@@ -286,6 +320,8 @@ def test_what_cannot_be_drawn_says_why(tmp_path: Path, evaluate: Evaluate, monke
     ("arguments", "said"),
     [
         (["--level", "95"], "'95' must be a number above 0 and below 1, such as 0.95"),
+        (["--level", "0.9999999999999999"], "must be a number above 0 and below 1, such as 0.95"),
+        (["--group", "n", "--per-prompt", "-"], "--per-prompt writes a column 'n' of its own"),
         (["--draws", "99"], "'99' must be a whole number of at least 100"),
         (["--seed", "-1"], "'-1' must be a whole number of at least 0"),
         (["--memory", "5"], "'5' must be a size above 1 MB, such as 500MB or 4GB"),
@@ -310,6 +346,7 @@ BAD_CSV = [
     ('prompt_id,reward,text\na,1,"two\nlines"\nb,1\n', ":4: has 2 fields; must have 3, as the header"),
     ('prompt_id,reward\n"a"b,1\n', ":2: is not CSV"),
     ("prompt_id,prompt_id,reward\na,b,1\n", ":1: two columns are called 'prompt_id'"),
+    ("prompt_id,reward\ra,1\r", "is not CSV"),
     ("prompt,reward\na,1\n", ":2: no column 'prompt_id'; it has 'prompt', 'reward'"),
     ("prompt_id,reward\n", "holds no rollouts"),
     ("", "holds no rollouts"),

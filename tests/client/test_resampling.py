@@ -81,6 +81,29 @@ def test_the_test_raises_false_alarms_as_often_as_it_says() -> None:
     assert binomial_bounds(0.05)[0] <= any_k <= binomial_bounds(0.05)[1], any_k / REPETITIONS
 
 
+@pytest.mark.parametrize(("n", "alarms"), [(1, 0.6), (4, 0.15), (64, 0.04)])
+def test_it_asks_for_as_many_rollouts_of_both_runs(n: int, alarms: float) -> None:
+    """As docs/evaluation.md says: against 64 rollouts, 25 prompts, pass rate 2 %, k = 1."""
+    generator = np.random.default_rng(3)
+    false = 0
+    for _ in range(REPETITIONS):
+        one, other = (generator.binomial(size, 0.02, size=(25, 1)) / size for size in (n, 64))
+        (p_value,), _ = sign_flip_p_values(one - other, draws=400, seed=int(generator.integers(1 << 30)))
+        false += p_value <= 0.05
+    assert false / REPETITIONS == pytest.approx(alarms, abs=0.05)
+
+
+def test_two_clusters_hold_the_truth_half_the_time() -> None:
+    generator = np.random.default_rng(4)
+    held = 0
+    for seed in range(REPETITIONS):
+        sums = ClusterSums.of(generator.normal(size=(2, 1)), np.arange(2))
+        ((low, high),) = bootstrap_intervals(sums, 0.95, draws=100, seed=seed)
+        held += low <= 0 <= high
+    low, high = binomial_bounds(0.5)
+    assert low <= held <= high
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(*[st.integers(-8, 8).map(lambda i: i / 8)] * 2), min_size=1, max_size=6).map(np.array))
 def test_few_pairs_are_listed(differences: Float64s) -> None:

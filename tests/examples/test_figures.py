@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from examples.figures import bias, coin, estimates, toy, variance
 from examples.figures.__main__ import FOLDER, SUBJECTS, main, make
-from examples.figures.gradients import NORMALISED, UNBIASED, Effort, Moments
+from examples.figures.gradients import NORMALISED, UNBIASED, Effort, Moments, gradients
 from examples.figures.table import Row, Table, read_csv, where, write_csv
 from pkpo_client import LocalClient
 from pkpo_core import Variant
@@ -264,6 +264,14 @@ def test_variance_against_n() -> None:
     assert of[4] / of[8] == pytest.approx(5, rel=0.1)
     for n in (16, 32):
         assert of[n] / of[2 * n] == pytest.approx(2, rel=0.1)
+
+
+def test_variance_of_centered_beside_sloo_minus_one_at_another_theta(pkpo: LocalClient) -> None:
+    rewards, scores = toy.sample(0.7, 16, 60_000, [12])
+    ours, theirs = (
+        Moments.of(gradients(pkpo, variant, 4, rewards, scores)).variance for variant in ("centered", "sloo_minus_one")
+    )
+    assert ours / theirs == pytest.approx(0.94, abs=0.015)
 
 
 def test_variance_of_centered_beside_sloo_minus_one_on_the_coin() -> None:

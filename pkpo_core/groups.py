@@ -49,9 +49,7 @@ class RewardGroups:
             raise InvalidArgument.of("groups.rewards", "is empty; must hold at least one reward")
         self._check_sizes()
         largest = LARGEST_REWARD if rewards.dtype == _DTYPES[0] else np.finfo(np.float32).max
-        with np.errstate(invalid="ignore"):  # a signalling NaN, which is no number to be counted
-            doubles = np.ascontiguousarray(rewards, np.float64)
-        if _number_within(doubles, largest) < rewards.size:
+        if _number_within(_doubles(rewards), largest) < rewards.size:
             refuse_any(
                 Violation(f"groups.rewards[{i}]", f"is {rewards[i]}; must be finite and of magnitude at most 1e100")
                 for i in np.flatnonzero(~(np.abs(rewards) <= largest))[:MOST_VIOLATIONS]
@@ -126,6 +124,13 @@ def _number_within(rewards: Float64s, largest: float) -> int:
     for i in range(rewards.size):
         within += abs(rewards[i]) <= largest  # which NaN is not
     return within
+
+
+def _doubles(rewards: Float64s | NDArray[np.float32]) -> Float64s:
+    if rewards.dtype == np.float64:
+        return np.ascontiguousarray(rewards, np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN, which is refused, is nothing to warn about
+        return np.ascontiguousarray(rewards, np.float64)
 
 
 def is_whole(value: object) -> TypeGuard[int]:

@@ -113,12 +113,16 @@ def test_k_follows_the_training_step(server: LiveServer, scale: str) -> None:
             np.testing.assert_allclose(advantages, exact(REWARDS, k, scale), rtol=1e-14)
 
 
-@pytest.mark.parametrize("group_ids", [None, ["a", "a", "a", "b", "b", "b", "b", "b"], np.array([1] * 6 + [2] * 2)])
-def test_a_schedule_is_refused_at_the_first_step_for_a_k_of_the_last(server: LiveServer, group_ids: Any) -> None:
+@pytest.mark.parametrize(
+    ("group_ids", "largest"), [(None, 4), (["a"] * 3 + ["b"] * 5, 5), (np.array([1] * 6 + [2] * 2), 6)]
+)
+def test_a_schedule_is_refused_at_the_first_step_for_a_k_of_the_last(
+    server: LiveServer, group_ids: Any, largest: int
+) -> None:
     objective = Objective(k="2@0,7@1000000", address=server.address)
     rewards = REWARDS if group_ids is None else REWARDS.ravel()
-    n = {None: 4, list: 5, np.ndarray: 6}[group_ids if group_ids is None else type(group_ids)]
-    with pytest.raises(InvalidArgument, match=rf"k: is '2@0,7@1000000', not all of it legal for groups of {n}: k\[1\]"):
+    said = rf"k: is '2@0,7@1000000', not all of it legal for groups of {largest}: k\[1\]"
+    with pytest.raises(InvalidArgument, match=said):
         objective.transform(rewards, 0, group_ids=group_ids)
     lowered = replace(objective, k_policy="clamp")
     assert lowered.transform(rewards, 0, group_ids=group_ids).advantages.any()

@@ -61,9 +61,7 @@ def _stages(groups: int, n: int, effort: Effort) -> dict[str, float]:
         settings.max_estimate_k,
     )
     request = Request(metrics.NO_VARIANT)
-    TRANSFORM.decode(raw, limits, request)
-    assert request.work is not None
-    answer = request.work.run(Patience(None))
+    answer = TRANSFORM.read(raw, limits, request).run(Patience(None))
     written = TRANSFORM.encode(answer, request)
     sent = Batch(
         timeout=30.0,
@@ -94,7 +92,7 @@ def _stages(groups: int, n: int, effort: Effort) -> dict[str, float]:
         whole, wire = both.ours, both.floor
     stages |= {
         "gRPC and the network, both ways (an echo)": wire,
-        "server: request parsed and checked": of(lambda: TRANSFORM.decode(raw, limits, Request(metrics.NO_VARIANT))),
+        "server: request parsed and checked": of(lambda: TRANSFORM.read(raw, limits, Request(metrics.NO_VARIANT))),
         "server: the transform and the answer's parts": of(partial(request.work.run, Patience(None))),
         "server: answer written": of(partial(TRANSFORM.encode, answer, request)),
         "server: counted": asyncio.run(

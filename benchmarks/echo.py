@@ -74,9 +74,7 @@ def _transformed() -> Answer:
 
     def answer(message: bytes) -> bytes:
         request = Request(metrics.NO_VARIANT)
-        TRANSFORM.decode(message, limits, request)
-        assert request.work is not None
-        return TRANSFORM.encode(request.work.run(Patience(None)), request)
+        return TRANSFORM.encode(TRANSFORM.read(message, limits, request).run(Patience(None)), request)
 
     return answer
 

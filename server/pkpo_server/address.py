@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote
 
 from pkpo_server.logs import Log
 from pkpo_server.settings import Settings
@@ -21,6 +23,13 @@ def tcp_address(host: str, port: int) -> str:
 def unix_address(path: Path) -> str:
     """The address of a unix socket, as gRPC writes it."""
     return f"unix:{path.absolute()}"
+
+
+@lru_cache(maxsize=1024)  # as many connections as may well be open
+def peer_host(peer: str) -> str:
+    """The host of a caller as gRPC writes its address: of `ipv4:192.0.2.1:4242` the middle; "unix" of a unix socket."""
+    family, _, rest = peer.partition(":")
+    return unquote(rest.rpartition(":")[0]).strip("[]") or family
 
 
 def warn_where_open(log: Log, settings: Settings, address: str) -> None:

@@ -104,10 +104,6 @@ class Answer:
 class Work(Protocol):
     """A decoded request that broke no rule of the wire."""
 
-    @property
-    def cost(self) -> int:
-        """About how many rewards are visited, once for each pass over them."""
-
     def run(self, checkpoint: Checkpoint) -> Answer:
         """The answer. Calls `checkpoint` between slices of the work. Raises InvalidRequest."""
 
@@ -124,14 +120,6 @@ class TransformWork:
     estimate_k: tuple[int, ...]
     seed: int
     first_group: int
-
-    @property
-    def cost(self) -> int:
-        passes = 1 + len(self.estimate_k)
-        if self.variant is Variant.PASSK_BOOTSTRAP and self.k is not None:
-            # One random draw for each member of each subset, dearer than a visit.
-            passes += 2 * int(np.max(self.k))
-        return self.groups.rewards.size * passes
 
     def run(self, checkpoint: Checkpoint) -> Answer:
         try:
@@ -189,10 +177,6 @@ class EstimateWork:
     groups: RewardGroups
     k: tuple[int, ...]
 
-    @property
-    def cost(self) -> int:
-        return self.groups.rewards.size * (1 + len(self.k))
-
     def run(self, checkpoint: Checkpoint) -> Answer:
         try:
             estimates = pkpo_core.estimate(self.groups, self.k, checkpoint=checkpoint)
@@ -232,6 +216,34 @@ def stream_sequence(raw: bytes) -> int | None:
         if unknown.field_number == pb.TransformStreamRequest.SEQUENCE_FIELD_NUMBER and unknown.wire_type == 0:
             sequence = unknown.data
     return sequence
+
+
+def number_of_rewards(request: pb.TransformRequest | pb.EstimateRequest) -> int:
+    """How many rewards a message has."""
+    return _rewards_in(request.groups)
+
+
+def _rewards_in(groups: pb.RewardGroups) -> int:
+    return len(groups.f64.values) or len(groups.f32.values)
+
+
+def transform_visits(request: pb.TransformRequest) -> int:
+    """About how many rewards are visited for an answer, once for each pass over them."""
+    passes = _passes_of_sorting(request.groups) + len(request.estimate_k)
+    if request.variant == pb.VARIANT_PASSK_BOOTSTRAP and request.k:
+        # One random draw for each member of each subset, dearer than a visit.
+        passes += 2 * int(packed.array(request.k, np.uint32).max())
+    return number_of_rewards(request) * passes
+
+
+def estimate_visits(request: pb.EstimateRequest) -> int:
+    """About how many rewards are visited for an answer, once for each pass over them."""
+    return number_of_rewards(request) * (_passes_of_sorting(request.groups) + len(request.k))
+
+
+def _passes_of_sorting(groups: pb.RewardGroups) -> int:
+    size = groups.group_size or _rewards_in(groups) // (len(groups.group_sizes.sizes) or 1)
+    return size.bit_length()
 
 
 def transform_work(request: pb.TransformRequest, limits: Limits) -> TransformWork:

@@ -1,4 +1,8 @@
-"""Where the work is done: small batches on the event loop, big ones in threads, and none longer than someone waits."""
+"""Where the work is done: small batches on the event loop, big ones in threads, and none longer than someone waits.
+
+Big batches are let in by what they need: room for their bytes and rewards, a turn that comes soon, and time before
+their caller's deadline. What waits is a queue in which each tenant has the same share, see `fair_queue`.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,35 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import suppress
+from dataclasses import dataclass
+from math import inf
+from typing import Any, TypeVar
 
 from pkpo_server import memory
-from pkpo_server.refusal import CallCancelled, DeadlinePassed
+from pkpo_server.budget import Budget
+from pkpo_server.fair_queue import FairQueue
+from pkpo_server.pace import Pace
+from pkpo_server.refusal import CallCancelled, DeadlinePassed, Hopeless, Overloaded
 
 _Result = TypeVar("_Result")
 
-# Handing work to a thread and back takes about 100 us, in which some thirty thousand rewards are sorted and weighed. Up
-# to here the work is done at once, which holds the event loop for some tenths of a millisecond.
-INLINE_COST = 2**15
-# The bytes of a message that parsing and checking alone may hold the event loop for; as many rewards as above.
-INLINE_BYTES = 8 * INLINE_COST
+# Handing work to a thread and back takes about 100 us, in which some thirty thousand rewards in groups of 16 are sorted
+# and weighed. Up to here the work is done at once, which holds the event loop for some tenths of a millisecond.
+INLINE_VISITS = 5 * 2**15
+# The bytes of a message that checking alone may hold the event loop for; as many rewards as above.
+INLINE_BYTES = 8 * 2**15
 
 # So long after a big batch its answer has left, and what it leaves behind is given back: at most so often.
 TIDYING_SECONDS = 1.0
+
+# Nobody waits for a thread longer than so many times what their own work takes, or than this if that is longer: at 80 %
+# load few would. Who has nothing waiting yet, some times longer, so that there is a turn for many tenants.
+MOST_SLOWDOWN = 10
+LEAST_WAIT_SECONDS = 0.02
+NEWCOMERS_PATIENCE = 4
+# What waits is not added up beyond this.
+LONGEST_WAIT_SECONDS = 3600.0
 
 # A caller hangs up when its deadline passes, and its clock started before ours.
 HANGING_UP_SECONDS = 0.1
@@ -55,32 +73,175 @@ class Patience:
         """Whether the caller's deadline is over, or will be within `slack` seconds."""
         return self._deadline is not None and time.monotonic() + slack >= self._deadline
 
+    def seconds_left(self) -> float:
+        """How long the caller goes on waiting; infinity where it set no deadline."""
+        return inf if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one request asks of the process.
+
+    Attributes:
+        tenant: who asks; each has the same share of the threads.
+        variant: what is computed, as metrics name it.
+        visits: about how many rewards are visited, once for each pass over them.
+        rewards: how many there are.
+        message_bytes: the request's size.
+        queues: whether its caller sends nothing more meanwhile, so that it may wait for as long as it takes.
+    """
+
+    tenant: str
+    variant: str
+    visits: int
+    rewards: int
+    message_bytes: int
+    queues: bool = False
+
+
+@dataclass(slots=True)
+class _Piece:
+    demand: Demand
+    patience: Patience
+    work: Callable[[], Any]
+    result: asyncio.Future[Any]
+
 
 class Computation:
-    """The threads of one process that compute big batches.
+    """The threads of one process that compute big batches, and what waits for them.
 
     Args:
         threads: how many; core releases the GIL.
+        most_bytes: of messages that wait or are computed.
+        most_rewards: the same in rewards.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, most_bytes: int, most_rewards: int) -> None:
+        self._threads = self._free = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="compute")
+        self._queue: FairQueue[_Piece] = FairQueue()
+        self._bytes = Budget(most_bytes)
+        self._rewards = Budget(most_rewards)
+        self._room_seekers: list[asyncio.Future[None]] = []
+        self._pace = Pace()
         self._tidying: asyncio.TimerHandle | None = None
 
-    async def in_thread(self, work: Callable[[], _Result]) -> _Result:
-        """The result of `work`, computed beside the event loop."""
+    @property
+    def waiting(self) -> int:
+        """How many batches wait for a thread."""
+        return len(self._queue)
+
+    @property
+    def held_bytes(self) -> int:
+        """The size of the messages that wait or are computed."""
+        return self._bytes.held
+
+    async def in_thread(self, demand: Demand, patience: Patience, work: Callable[[], _Result]) -> _Result:
+        """The result of `work`, computed beside the event loop when it is its tenant's turn.
+
+        Raises:
+            Overloaded: there is no room, it would wait too long, or it cannot be ready before its caller's deadline.
+        """
         loop = asyncio.get_running_loop()
+        self._admit(demand, patience)
+        piece = _Piece(demand, patience, work, loop.create_future())
+        self._bytes.take(demand.tenant, demand.message_bytes)
+        self._rewards.take(demand.tenant, demand.rewards)
+        place = self._queue.push(demand.tenant, self._pace.seconds(demand.variant, demand.visits), piece)
+        self._start(loop)
         try:
-            return await loop.run_in_executor(self._pool, work)
+            result: _Result = await piece.result
+            return result
         finally:
+            if self._queue.remove(place):
+                self._give_back(demand)
             if self._tidying is None:
                 self._tidying = loop.call_later(TIDYING_SECONDS, self._tidy)
+
+    async def room(self, tenant: str, message_bytes: int) -> None:
+        """Returns once there is room for a message of a tenant's."""
+        while not self._bytes.fits(tenant, message_bytes):
+            seeker = asyncio.get_running_loop().create_future()
+            self._room_seekers.append(seeker)
+            await seeker
 
     def stop(self) -> None:
         """Takes no more work."""
         if self._tidying is not None:
             self._tidying.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _admit(self, demand: Demand, patience: Patience) -> None:
+        for budget, amount, name in (
+            (self._bytes, demand.message_bytes, "max_bytes_in_flight"),
+            (self._rewards, demand.rewards, "max_rewards_in_flight"),
+        ):
+            if not budget.fits(demand.tenant, amount):
+                raise Overloaded(
+                    f"{budget.held} {name.split('_')[1]} are being answered; {amount} more exceed"
+                    f" {name} = {budget.limit}",
+                    "memory",
+                )
+        usual = self._pace.seconds(demand.variant, demand.visits)
+        most = max(LEAST_WAIT_SECONDS, MOST_SLOWDOWN * usual)
+        if not self._queue.holds(demand.tenant):
+            most *= NEWCOMERS_PATIENCE
+        left = patience.seconds_left()
+        least = self._pace.least_seconds(demand.variant, demand.visits)
+        wait = self._queue.wait(demand.tenant, usual, self._threads * min(left, most, LONGEST_WAIT_SECONDS))
+        wait /= self._threads
+        if least > left:
+            self._pace.doubt(demand.variant)
+            raise Hopeless(f"takes at least {least:.3g} s to compute; {left:.3g} s of the deadline are left")
+        if wait + least > left:
+            raise Overloaded(
+                f"would be ready in {wait + least:.3g} s; {left:.3g} s of the deadline are left", "queue", wait
+            )
+        if not demand.queues and wait > most:
+            raise Overloaded(f"would wait {wait:.3g} s for a thread", "queue", wait)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._free and self._queue:
+            piece = self._queue.pop()
+            if piece.patience.deadline_passed():
+                self._give_back(piece.demand)
+                piece.result.set_exception(DeadlinePassed())
+                continue
+            self._free -= 1
+            self._pool.submit(self._compute, piece, loop)
+
+    def _compute(self, piece: _Piece, loop: asyncio.AbstractEventLoop) -> None:
+        started = time.perf_counter()
+        result, error = None, None
+        try:
+            result = piece.work()
+        except BaseException as raised:
+            error = raised
+        elapsed = time.perf_counter() - started
+        # A loop that has ended has nobody left to be told.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._computed, piece, result, error, elapsed)
+
+    def _computed(self, piece: _Piece, result: Any, error: BaseException | None, elapsed: float) -> None:
+        self._free += 1
+        demand = piece.demand
+        self._give_back(demand)
+        if error is None or isinstance(error, (DeadlinePassed, CallCancelled)):
+            self._pace.measured(demand.variant, demand.visits, elapsed, finished=error is None)
+        if not piece.result.done():
+            if error is None:
+                piece.result.set_result(result)
+            else:
+                piece.result.set_exception(error)
+        self._start(piece.result.get_loop())
+
+    def _give_back(self, demand: Demand) -> None:
+        self._bytes.give_back(demand.tenant, demand.message_bytes)
+        self._rewards.give_back(demand.tenant, demand.rewards)
+        for seeker in self._room_seekers:
+            if not seeker.done():
+                seeker.set_result(None)
+        self._room_seekers.clear()
 
     def _tidy(self) -> None:
         self._tidying = None

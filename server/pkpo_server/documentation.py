@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pkpo_server import certificates, curves, metrics, workers
-from pkpo_server.computation import INLINE_COST
+from pkpo_server.computation import INLINE_VISITS
 from pkpo_server.logs import REFUSAL_LINES_PER_SECOND
 from pkpo_server.prometheus import Definition
 from pkpo_server.settings import SETTINGS, Setting, flag, variable
@@ -44,7 +44,10 @@ def label_values() -> str:
 def constants_table() -> str:
     """What is fixed, and may be good to know."""
     rows = (
-        ("Rewards (times passes over them) up to which a batch is computed at once, not in a thread", f"{INLINE_COST}"),
+        (
+            "Rewards (times passes over them) up to which a batch is computed at once, not in a thread",
+            f"{INLINE_VISITS}",
+        ),
         ("Rewards of a run that are kept for its pass@k curve until they are summed", f"{curves.MOST_REWARDS}"),
         ("Lines about refused requests in a second, before they are only counted", f"{REFUSAL_LINES_PER_SECOND}"),
     )

@@ -13,8 +13,10 @@ import grpc
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_core import Violation
 from pkpo_server import codec, metrics
+from pkpo_server.address import peer_host
 from pkpo_server.codec import Answer, Limits, Tally, Work
-from pkpo_server.computation import HANGING_UP_SECONDS, INLINE_BYTES, INLINE_COST, Computation, Patience
+from pkpo_server.computation import HANGING_UP_SECONDS, INLINE_BYTES, INLINE_VISITS, Computation, Demand, Patience
+from pkpo_server.grants import EVERYTHING, Grant
 from pkpo_server.logs import BoundedLog
 from pkpo_server.metrics import Answered, Metrics, Stages
 from pkpo_server.refusal import InternalFailure, InvalidRequest, Refusal
@@ -41,6 +43,7 @@ class Caller:
         peer: says the other end's address; asked only where it is told, since gRPC works it out anew each time.
         deadline: on time.monotonic's clock; None where the caller set none.
         metadata: what the call carries.
+        grant: what it may do; that of a stream is looked up again for each message.
     """
 
     method: str
@@ -49,16 +52,29 @@ class Caller:
     peer: Callable[[], str]
     deadline: float | None
     metadata: Iterable[tuple[str, str | bytes]]
+    grant: Grant
+
+    @property
+    def tenant(self) -> str:
+        """Who shares the server with others: the name of the token, else the host that calls, which may be a proxy."""
+        return self.grant.name or peer_host(self.peer())
 
 
 @dataclass(slots=True)
 class Request:
-    """What is known of a request once its bytes are parsed: its work, and the names metrics and logs file it under."""
+    """What is known of a request once its bytes are parsed: the names metrics and logs file it under, and its size.
+
+    Attributes:
+        visits: about how many rewards are visited, once for each pass over them.
+        grant: what its caller may ask for.
+    """
 
     variant: str
-    work: Work | None = None
+    rewards: int = 0
+    visits: int = 0
     run_id: str = ""
     sequence: int | None = None
+    grant: Grant = EVERYTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +83,19 @@ class Kind:
 
     Attributes:
         method: the call it comes by.
-        decode: fills in the request from its bytes.
+        parse: the message that the bytes are; fills in the request.
+        work: what the message asks for.
         encode: the bytes of the answer.
     """
 
     method: str
-    decode: Callable[[bytes, Limits, Request], None]
+    parse: Callable[[bytes, Request], Any]
+    work: Callable[[Any, Limits], Work]
     encode: Callable[[Answer, Request], bytes]
+
+    def read(self, raw: bytes, limits: Limits, request: Request) -> Work:
+        """What the bytes ask for. Raises Refusal."""
+        return self.work(self.parse(raw, request), limits)
 
 
 class Exchange:
@@ -88,27 +110,38 @@ class Exchange:
         raw: the request's bytes.
     """
 
-    __slots__ = ("_caller", "_kind", "_means", "_patience", "_raw", "_reading_seconds", "_started", "request")
+    __slots__ = (
+        "_caller",
+        "_kind",
+        "_means",
+        "_message",
+        "_message_bytes",
+        "_patience",
+        "_raw",
+        "_reading_seconds",
+        "_started",
+        "request",
+    )
 
     def __init__(self, means: Means, caller: Caller, kind: Kind, raw: bytes) -> None:
         self._means = means
         self._caller = caller
         self._kind = kind
         self._raw = raw
+        self._message_bytes = len(raw)
+        self._message: Any = None
         self._patience = Patience(caller.deadline)
         self._reading_seconds = 0.0
         self._started = time.perf_counter()
-        self.request = Request(metrics.undecoded_variant(caller.method))
+        self.request = Request(metrics.undecoded_variant(caller.method), grant=caller.grant)
 
     def now(self) -> bytes | None:
         """The answer's bytes, where it is cheap enough to work it out on the event loop; otherwise None."""
         try:
-            if len(self._raw) > INLINE_BYTES:
+            self._parse()
+            if self._message_bytes > INLINE_BYTES or self.request.visits > INLINE_VISITS:
                 return None
-            work = self._work()
-            if work.cost > INLINE_COST:
-                return None
-            done = self._done(work)
+            done = self._done()
         except Exception as error:
             raise self._refused(error) from error
         return self._answered(done)
@@ -117,7 +150,7 @@ class Exchange:
         """The answer's bytes, worked out in a thread."""
         try:
             with self._means.metrics.in_flight(self._caller.method).track_inprogress():
-                done = await self._means.computation.in_thread(lambda: self._done(self._work()))
+                done = await self._means.computation.in_thread(self._demand(), self._patience, self._done)
         except asyncio.CancelledError:
             # gRPC cancels the task alike when the caller cancels, when its deadline passes and when a drain is over.
             self._patience.cancel()
@@ -128,23 +161,36 @@ class Exchange:
             raise self._refused(error) from error
         return self._answered(done)
 
-    def _work(self) -> Work:
-        if self.request.work is None:
-            self._patience()
-            started = time.perf_counter()
-            self._kind.decode(self._raw, self._means.limits, self.request)
-            self._raw = b""
-            self._reading_seconds = time.perf_counter() - started
-        assert self.request.work is not None
-        return self.request.work
+    def _parse(self) -> None:
+        # On the event loop, however large: it holds the GIL in any thread. What is known then says whether there is
+        # room for the rest, and when it is its turn.
+        started = time.perf_counter()
+        self._message = self._kind.parse(self._raw, self.request)
+        self._raw = b""
+        self._reading_seconds = time.perf_counter() - started
 
-    def _done(self, work: Work) -> tuple[bytes, Tally, Stages]:
+    def _demand(self) -> Demand:
+        request = self.request
+        return Demand(
+            tenant=self._caller.grant.name or request.run_id or self._caller.tenant,
+            variant=request.variant,
+            visits=request.visits,
+            rewards=request.rewards,
+            message_bytes=self._message_bytes,
+            queues=request.sequence is not None,
+        )
+
+    def _done(self) -> tuple[bytes, Tally, Stages]:
         self._patience()
         started = time.perf_counter()
+        work = self._kind.work(self._message, self._means.limits)
+        self._message = None
+        read = time.perf_counter()
+        self._reading_seconds += read - started
         answer = work.run(self._patience)
         computed = time.perf_counter()
         message = self._kind.encode(answer, self.request)
-        stages = Stages(self._reading_seconds, computed - started, time.perf_counter() - computed)
+        stages = Stages(self._reading_seconds, computed - read, time.perf_counter() - computed)
         return message, answer.tally, stages
 
     def _answered(self, done: tuple[bytes, Tally, Stages]) -> bytes:
@@ -183,6 +229,8 @@ def log_refusal(refusal: Refusal, caller: Caller, means: Means, **names: Any) ->
     means.metrics.refused(refusal.reason)
     if caller.traceparent is not None:
         names["traceparent"] = caller.traceparent
+    if caller.grant.name:
+        names["tenant"] = caller.grant.name
     if refusal.violations:
         names["violations"] = [f"{v.field}: {v.description}" for v in refusal.violations]
     means.log.warning(
@@ -197,11 +245,11 @@ def log_refusal(refusal: Refusal, caller: Caller, means: Means, **names: Any) ->
     )
 
 
-def _read_transform(raw: bytes, limits: Limits, request: Request) -> None:
-    _take(codec.transform_request(raw), limits, request)
+def _parse_transform(raw: bytes, request: Request) -> pb.TransformRequest:
+    return _named(codec.transform_request(raw), request)
 
 
-def _read_stream_message(raw: bytes, limits: Limits, request: Request) -> None:
+def _parse_stream_message(raw: bytes, request: Request) -> pb.TransformRequest:
     try:
         message = codec.stream_request(raw)
     except InvalidRequest:
@@ -210,25 +258,32 @@ def _read_stream_message(raw: bytes, limits: Limits, request: Request) -> None:
     request.sequence = message.sequence
     if not message.HasField("request"):
         raise InvalidRequest([Violation("request", "is absent; must be a TransformRequest")])
-    _take(message.request, limits, request)
+    return _named(message.request, request)
 
 
-def _take(message: pb.TransformRequest, limits: Limits, request: Request) -> None:
+def _named(message: pb.TransformRequest, request: Request) -> pb.TransformRequest:
     request.variant = codec.variant_name(message.variant) or metrics.UNKNOWN_VARIANT
     if codec.legal_run_id(message.run_id):
         request.run_id = message.run_id
-    request.work = codec.transform_work(message, limits)
+        request.grant.check(message.run_id)
+    request.rewards = codec.number_of_rewards(message)
+    request.visits = codec.transform_visits(message)
+    return message
 
 
-def _read_estimate(raw: bytes, limits: Limits, request: Request) -> None:
-    request.work = codec.estimate_work(codec.estimate_request(raw), limits)
+def _parse_estimate(raw: bytes, request: Request) -> pb.EstimateRequest:
+    message = codec.estimate_request(raw)
+    request.rewards = codec.number_of_rewards(message)
+    request.visits = codec.estimate_visits(message)
+    return message
 
 
-TRANSFORM = Kind(metrics.TRANSFORM, _read_transform, lambda answer, _: answer.message())
+TRANSFORM = Kind(metrics.TRANSFORM, _parse_transform, codec.transform_work, lambda answer, _: answer.message())
 # A message whose number cannot be read has no answer; one that has an answer has a number.
 STREAM_MESSAGE = Kind(
     metrics.TRANSFORM_STREAM,
-    _read_stream_message,
+    _parse_stream_message,
+    codec.transform_work,
     lambda answer, request: answer.stream_message(request.sequence or 0),
 )
-ESTIMATE = Kind(metrics.ESTIMATE, _read_estimate, lambda answer, _: answer.message())
+ESTIMATE = Kind(metrics.ESTIMATE, _parse_estimate, codec.estimate_work, lambda answer, _: answer.message())

@@ -28,7 +28,8 @@ from pkpo_server.computation import Computation, default_threads
 from pkpo_server.exchange import Means
 from pkpo_server.health import Health
 from pkpo_server.logs import BoundedLog, Log
-from pkpo_server.metrics import Metrics
+from pkpo_server.memory import Ceiling, default_ceiling
+from pkpo_server.metrics import Levels, Metrics
 from pkpo_server.prometheus import serve_metrics
 from pkpo_server.run_files import RunFile
 from pkpo_server.runs import Runs
@@ -49,6 +50,8 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 # Above what is admitted, since a refusal of ours says when to come back, and one of the transport's does not. With
 # grpcio 1.72 a call that was refused also keeps its stream until the garbage collector has come by.
 REFUSED_STREAMS = 256
+# So many of the largest requests wait or are computed, where nothing else is set.
+REQUESTS_IN_FLIGHT = 8
 # What grpcio calls the coroutine that takes calls, for as long as it does.
 _TAKING = "_server_main_loop"
 # Room for a trace context and a token.
@@ -109,7 +112,9 @@ class Server:
         self._certificates = Certificates.of(settings, log)
         tokens = Tokens(settings.tokens, log) if settings.tokens is not None else None
         threads = settings.threads or default_threads(settings.workers)
-        self._computation = Computation(threads)
+        most_bytes = settings.max_bytes_in_flight or REQUESTS_IN_FLIGHT * settings.max_message_bytes
+        most_rewards = settings.max_rewards_in_flight or REQUESTS_IN_FLIGHT * settings.max_rewards
+        self._computation = Computation(threads, most_bytes, most_rewards)
         self._admission = Admission(settings.max_concurrent_rpcs)
         limits = Limits(
             max_message_bytes=settings.max_message_bytes,
@@ -119,10 +124,17 @@ class Server:
             max_estimate_k=settings.max_estimate_k,
         )
         runs = Runs(settings.max_run_ids, settings.run_idle_seconds, log, run_file)
-        metrics = Metrics(registry, runs, lambda: self._admission.open_calls)
-        metrics.capacity(settings.max_concurrent_rpcs, threads)
+        metrics = Metrics(registry, runs, self._levels)
+        metrics.capacity(settings.max_concurrent_rpcs, most_bytes, threads)
         self._means = Means(limits, self._computation, metrics, self._refusals)
-        self._servicer = RewardTransformServicer(self._means, self._admission, settings.stream_in_flight, tokens)
+        most = default_ceiling(settings.workers) if settings.max_memory_bytes is None else settings.max_memory_bytes
+        ceiling = Ceiling(most)
+        self._servicer = RewardTransformServicer(
+            self._means, self._admission, ceiling, settings.stream_in_flight, tokens
+        )
+
+    def _levels(self) -> Levels:
+        return Levels(self._admission.open_calls, self._computation.waiting, self._computation.held_bytes)
 
     async def run(self) -> int:
         """Serves until told to stop, and returns the exit status.

@@ -1,4 +1,5 @@
-"""What the process does with memory: it keeps what it has loaded, and gives back what big batches leave behind.
+"""What the process does with memory: it keeps what it has loaded, gives back what big batches leave behind, and says
+when it is as large as it may be.
 
 Python's collector looks for cycles among all objects there are. While modules and kernels are loaded there are ever
 more, and next to none of them garbage; afterwards there are several hundred thousand, which stay.
@@ -13,6 +14,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import resource
+import time
+from pathlib import Path
 
 _LIBRARY = ctypes.CDLL(None)
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
@@ -45,3 +49,65 @@ def give_back() -> None:
     """Returns to the system what is free. Takes some milliseconds, without the GIL."""
     if hasattr(_LIBRARY, "malloc_trim"):
         _LIBRARY.malloc_trim(ctypes.c_size_t(0))
+
+
+# How large the process is costs about 10 us to ask. Meanwhile a fast network brings some tens of megabytes.
+_LOOKING_SECONDS = 0.02
+_SHARE = 0.8
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+
+
+class Ceiling:
+    """How large the process may become.
+
+    Requests are read by gRPC before it says of what size they are, as many at once as there are calls. So what is read
+    can be bounded only by reading no more.
+
+    Args:
+        most: bytes; 0 where there is no ceiling.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._looked = 0.0
+        self._reached = False
+
+    def reached(self) -> bool:
+        """Whether the process is as large, as of some milliseconds ago."""
+        if not self.most:
+            return False
+        now = time.monotonic()
+        if now - self._looked >= _LOOKING_SECONDS:
+            self._looked = now
+            self._reached = resident_bytes() >= self.most
+        return self._reached
+
+
+def resident_bytes() -> int:
+    """How much of the process is in memory; 0 where the system does not say."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * resource.getpagesize()
+
+
+def default_ceiling(workers: int) -> int:
+    """Four fifths of what the control group of this process may take, divided among the workers; 0 without a limit."""
+    try:
+        own = Path("/proc/self/cgroup").read_text().partition("0::/")[2].partition("\n")[0]
+    except OSError:
+        own = ""
+    for path in (
+        _CONTROL_GROUPS / own / "memory.max",
+        _CONTROL_GROUPS / "memory.max",
+        _CONTROL_GROUPS / "memory/memory.limit_in_bytes",
+    ):
+        try:
+            limit = path.read_text().strip()
+        except OSError:
+            continue
+        # The first version says "no limit" by a number of pages that no machine has.
+        if limit.isdecimal() and int(limit) < 2**60:
+            return int(_SHARE * int(limit)) // workers
+    return 0

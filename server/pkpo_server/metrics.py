@@ -39,6 +39,7 @@ STATUS_CODES = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.INTERNAL,
 )
 CODES = tuple(code.name for code in STATUS_CODES)
@@ -57,11 +58,14 @@ REASONS = (
     "estimate_k",
     "run_id",
     "overloaded",
+    "memory",
+    "queue",
     "starting",
     "draining",
     "deadline",
     "cancelled",
     "unauthenticated",
+    "permission",
     "internal",
 )
 READ, WAIT, COMPUTE, WRITE = STAGES = ("read", "wait", "compute", "write")
@@ -172,6 +176,11 @@ IN_FLIGHT = Definition(
 THREADS = Definition(Gauge, "pkpo_threads", "threads", "Threads that compute big batches.")
 OPEN_CALLS = Definition(Gauge, "pkpo_open_calls", "calls", "Calls and streams open, as of up to 50 ms ago.")
 OPEN_CALLS_LIMIT = Definition(Gauge, "pkpo_open_calls_limit", "calls", "Calls and streams that are taken at most.")
+WAITING = Definition(Gauge, "pkpo_waiting", "requests", "Requests that wait for a thread, as of up to 50 ms ago.")
+HELD_BYTES = Definition(
+    Gauge, "pkpo_held_bytes", "bytes", "Size of the messages that wait for a thread or are computed, likewise."
+)
+HELD_BYTES_LIMIT = Definition(Gauge, "pkpo_held_bytes_limit", "bytes", "How much of them is taken at most.")
 OPEN_STREAMS = Definition(Gauge, "pkpo_open_streams", "streams", "Streams open.")
 RUNS = Definition(
     Gauge, "pkpo_runs", "runs", "Runs that have series of their own; one that several workers serve counts in each."
@@ -216,6 +225,9 @@ DEFINITIONS = (
     THREADS,
     OPEN_CALLS,
     OPEN_CALLS_LIMIT,
+    WAITING,
+    HELD_BYTES,
+    HELD_BYTES_LIMIT,
     OPEN_STREAMS,
     RUNS,
     RUNS_LIMIT,
@@ -323,6 +335,24 @@ class _BeforeReading(Collector):
         return ()
 
 
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """What goes up and down.
+
+    Attributes:
+        open_calls: how many calls are open.
+        waiting: how many requests wait for a thread.
+        held_bytes: the size of the messages of those and of what is computed.
+    """
+
+    open_calls: int
+    waiting: int
+    held_bytes: int
+
+
+_AT_REST = Levels(0, 0, 0)
+
+
 class Metrics:
     """The counters of one process. Every series that can be foreseen exists from the start, at zero.
 
@@ -333,15 +363,17 @@ class Metrics:
     Args:
         registry: where they are registered.
         runs: those that get series of their own.
-        open_calls: how many calls are open.
+        levels: what goes up and down.
     """
 
-    def __init__(self, registry: CollectorRegistry, runs: Runs, open_calls: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, runs: Runs, levels: Callable[[], Levels] = lambda: _AT_REST
+    ) -> None:
         self._uncounted: deque[tuple[Answered, _RunSeries]] = deque()
         self._curves = Curves()
         self._runs = runs
         self._of_runs: dict[str, _RunSeries] = {}
-        self._open_calls = open_calls
+        self._levels = levels
         self._counting_soon = False
         # Registered first, it is read first. Curves stay for the event loop, which they belong to.
         registry.register(_BeforeReading(self._count_answered))
@@ -378,6 +410,8 @@ class Metrics:
         self._batch_rewards: Histogram = self._built[BATCH_REWARDS]
         self._batch_groups: Histogram = self._built[BATCH_GROUPS]
         self._open_calls_now: Gauge = self._built[OPEN_CALLS]
+        self._waiting_now: Gauge = self._built[WAITING]
+        self._held_bytes_now: Gauge = self._built[HELD_BYTES]
         self.open_streams: Gauge = self._built[OPEN_STREAMS]
         self._runs_now: Gauge = self._built[RUNS]
         self._watching_runs = False
@@ -389,9 +423,10 @@ class Metrics:
         """The requests of one call that are being answered, but for those answered at once."""
         return self._in_flight[method]
 
-    def capacity(self, calls: int, threads: int) -> None:
-        """How many calls are taken at once, and how many threads compute."""
+    def capacity(self, calls: int, message_bytes: int, threads: int) -> None:
+        """How many calls are taken at once and how much of their messages, and how many threads compute."""
         self._built[OPEN_CALLS_LIMIT].set(calls)
+        self._built[HELD_BYTES_LIMIT].set(message_bytes)
         self._built[THREADS].set(threads)
 
     def watch_runs(self) -> None:
@@ -466,7 +501,10 @@ class Metrics:
             except IndexError:
                 break  # another thread was faster
             self._count(answered, run)
-        self._open_calls_now.set(self._open_calls())
+        levels = self._levels()
+        self._open_calls_now.set(levels.open_calls)
+        self._waiting_now.set(levels.waiting)
+        self._held_bytes_now.set(levels.held_bytes)
 
     def _count_curve(self) -> None:
         name, points = self._curves.summed()

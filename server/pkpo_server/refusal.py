@@ -2,10 +2,12 @@
 
 Refusal
 ├── InvalidRequest      INVALID_ARGUMENT    the request breaks the contract or a limit
-├── Overloaded          RESOURCE_EXHAUSTED  too many calls at once; says when to come back
+├── Overloaded          RESOURCE_EXHAUSTED  no room, or no turn soon; says when to come back
+├── Hopeless            RESOURCE_EXHAUSTED  cannot be computed before the caller's deadline, however often it comes back
 ├── NotReady            UNAVAILABLE         starting
 ├── Draining            UNAVAILABLE         shutting down
 ├── Unauthenticated     UNAUTHENTICATED     no token, or none that is known
+├── PermissionDenied    PERMISSION_DENIED   a known token, and a run it is not for
 ├── DeadlinePassed      DEADLINE_EXCEEDED   the caller no longer waits
 ├── CallCancelled       CANCELLED           the same
 └── InternalFailure     INTERNAL            our fault; the log has the rest, under the request id
@@ -29,6 +31,7 @@ from pkpo_core.errors import MOST_VIOLATIONS
 MOST_TRAILER_BYTES = 850
 LONGEST_MESSAGE = 120
 LONGEST_DESCRIPTION = 160
+LEAST_PUSHBACK_SECONDS, LONGEST_PUSHBACK_SECONDS = 0.1, 10.0
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -110,14 +113,32 @@ class InvalidRequest(Refusal):
 
 
 class Overloaded(Refusal):
-    """More calls are open than this server takes."""
+    """There is no room for the request, or its turn would come too late.
+
+    Args:
+        message: of what there is too much, and how much is taken.
+        reason: `overloaded` (calls), `memory` or `queue`.
+        wait: seconds until it is worth another try.
+    """
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
-    reason = "overloaded"
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, reason: str, wait: float = 0.0) -> None:
+        wait_ms = 1000 * min(max(wait, LEAST_PUSHBACK_SECONDS), LONGEST_PUSHBACK_SECONDS)
         # Spread out, so that those refused together do not come back together.
-        super().__init__(message, retry_after_ms=random.randint(50, 150))
+        super().__init__(message, retry_after_ms=round(wait_ms * random.uniform(0.5, 1.5)))
+        self.reason = reason
+
+
+class Hopeless(Refusal):
+    """The request cannot be computed before its caller's deadline, even if nothing else is to be done."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "deadline"
+
+    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Tells retrying clients not to."""
+        return ((PUSHBACK_KEY, "-1"),)
 
 
 class NotReady(Refusal):
@@ -148,6 +169,22 @@ class Unauthenticated(Refusal):
 
     def __init__(self) -> None:
         super().__init__("needs `authorization: Bearer <token>` with a token this server knows")
+
+
+class PermissionDenied(Refusal):
+    """The caller's token is known, and is not for this run.
+
+    Args:
+        run_id: what the request names; empty where it names none.
+        runs: patterns of what it might have named.
+    """
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "permission"
+
+    def __init__(self, run_id: str, runs: Iterable[str]) -> None:
+        given = f"{_shortened(run_id, 40)!a}" if run_id else "empty"
+        super().__init__(f"run_id is {given}; this token is for {', '.join(runs)}")
 
 
 class DeadlinePassed(Refusal):

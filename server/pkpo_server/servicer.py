@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -28,12 +28,15 @@ from pkpo_server.exchange import (
     log_refusal,
     refusal_of,
 )
-from pkpo_server.refusal import Draining, InvalidRequest, NotReady, Refusal, Unauthenticated
+from pkpo_server.grants import EVERYTHING, NOTHING
+from pkpo_server.memory import Ceiling
+from pkpo_server.refusal import Draining, InvalidRequest, NotReady, Overloaded, Refusal, Unauthenticated
 from pkpo_server.request_id import request_id
 from pkpo_server.stream import Stream
 from pkpo_server.tokens import Tokens
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RewardTransformService"].full_name
+Metadata = Iterable[tuple[str, str | bytes]]
 VERSION_KEY, REQUEST_ID_KEY = "pkpo-server-version", "pkpo-request-id"
 
 
@@ -43,13 +46,22 @@ class RewardTransformServicer:
     Args:
         means: what answering takes.
         admission: who gets in.
+        ceiling: how large the process may become.
         stream_in_flight: how many messages of one stream are answered at once.
         tokens: those that are let in; None lets everyone in.
     """
 
-    def __init__(self, means: Means, admission: Admission, stream_in_flight: int, tokens: Tokens | None = None) -> None:
+    def __init__(
+        self,
+        means: Means,
+        admission: Admission,
+        ceiling: Ceiling,
+        stream_in_flight: int,
+        tokens: Tokens | None = None,
+    ) -> None:
         self._means = means
         self._admission = admission
+        self._ceiling = ceiling
         self._stream_in_flight = stream_in_flight
         self._tokens = tokens
         self._streams: set[Stream] = set()
@@ -67,11 +79,18 @@ class RewardTransformServicer:
             metrics.GET_SERVER_INFO: unary(self._get_server_info),
         }
         known = grpc.method_handlers_generic_handler(SERVICE, handlers)
-        return known if self._tokens is None else _Guarded(known, self._tokens, self._refuse_stranger)
+        return _Gate(known, self._refusal_unread, self._refuse_unread)
 
-    async def _refuse_stranger(self, method: str, context: Any) -> None:
-        caller = _caller(method, context)
-        refusal = Unauthenticated()
+    def _refusal_unread(self, metadata: Metadata | None) -> Refusal | None:
+        if self._tokens is not None and self._tokens.grant(metadata) is None:
+            return Unauthenticated()
+        # Once nothing is open, no call would make room for another.
+        if self._admission.open_calls and self._ceiling.reached():
+            return Overloaded(f"the server has grown to max_memory_bytes = {self._ceiling.most}", "memory")
+        return None
+
+    async def _refuse_unread(self, refusal: Refusal, method: str, context: Any) -> None:
+        caller = self._caller(method, context)
         self._account_unread(refusal, caller)
         await _abort(context, caller, refusal)
 
@@ -86,22 +105,22 @@ class RewardTransformServicer:
             stream.drain()
 
     async def _get_server_info(self, _: bytes, context: Any) -> bytes:
-        caller = _caller(metrics.GET_SERVER_INFO, context)
+        caller = self._caller(metrics.GET_SERVER_INFO, context)
         started = time.perf_counter()
         try:
-            self._admit(caller)
+            tenant = self._admit(caller)
         except Refusal as refusal:
             return await _abort(context, caller, refusal)
         elapsed = time.perf_counter() - started
         self._means.metrics.finished(caller.method, metrics.NO_VARIANT, grpc.StatusCode.OK, elapsed)
-        self._leave()
+        self._leave(tenant)
         await context.send_initial_metadata(_names(caller))
         return self._info
 
     async def _answer_unary(self, kind: Kind, raw: bytes, context: Any) -> bytes:
-        caller = _caller(kind.method, context)
+        caller = self._caller(kind.method, context)
         try:
-            self._admit(caller)
+            tenant = self._admit(caller)
             try:
                 exchange = Exchange(self._means, caller, kind, raw)
                 del raw
@@ -109,7 +128,7 @@ class RewardTransformServicer:
                 if answer is None:
                     answer = await exchange.later()
             finally:
-                self._leave()
+                self._leave(tenant)
             # Not in initial metadata, as on a stream: gRPC sends ours only by themselves, which takes longer than to
             # compute a small batch.
             context.set_trailing_metadata(_names(caller))
@@ -122,15 +141,15 @@ class RewardTransformServicer:
         return await _abort(context, caller, failure)
 
     async def _transform_stream(self, _: Any, context: Any) -> None:
-        caller = _caller(STREAM_MESSAGE.method, context)
+        caller = self._caller(STREAM_MESSAGE.method, context)
         try:
-            self._admit(caller)
+            tenant = self._admit(caller)
             try:
                 # Only once it is let in: clients retry no call whose headers they have seen.
                 await context.send_initial_metadata(_names(caller))
                 await self._serve_stream(context, caller)
             finally:
-                self._leave()
+                self._leave(tenant)
             return
         except aio.InternalError:
             raise
@@ -151,21 +170,33 @@ class RewardTransformServicer:
             self._means.metrics.open_streams.dec()
             self._streams.discard(stream)
 
-    def _admit(self, caller: Caller) -> None:
-        """Lets a call in, which must leave. Raises Refusal, accounted for."""
+    def _caller(self, method: str, context: Any) -> Caller:
+        metadata = context.invocation_metadata() or ()
+        name, traceparent = request_id(metadata)
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else time.monotonic() + remaining
+        grant = EVERYTHING if self._tokens is None else self._tokens.grant(metadata) or NOTHING
+        return Caller(method, name, traceparent, context.peer, deadline, metadata, grant)
+
+    def _admit(self, caller: Caller) -> str:
+        """Lets a call in, which must leave as the tenant that is returned. Raises Refusal, accounted for."""
         try:
             if self._draining:
                 raise Draining
             if not self._ready:
                 raise NotReady
-            self._admission.enter()
+            if caller.grant is NOTHING:
+                raise Unauthenticated  # its token was taken back since the call was let in
+            tenant = caller.tenant
+            self._admission.enter(tenant)
             self._means.metrics.count_soon()
+            return tenant
         except Refusal as refusal:
             self._account_unread(refusal, caller)
             raise
 
-    def _leave(self) -> None:
-        self._admission.leave()
+    def _leave(self, tenant: str) -> None:
+        self._admission.leave(tenant)
         self._means.metrics.count_soon()
 
     def _account_unread(self, refusal: Refusal, caller: Caller) -> None:
@@ -193,37 +224,33 @@ def warm_up(means: Means) -> None:
 
 def _answer(kind: Kind, raw: bytes, means: Means) -> None:
     request = Request(metrics.NO_VARIANT)
-    kind.decode(raw, means.limits, request)
-    assert request.work is not None
-    kind.encode(request.work.run(Patience(None)), request)
+    kind.encode(kind.read(raw, means.limits, request).run(Patience(None)), request)
 
 
-def _caller(method: str, context: Any) -> Caller:
-    metadata = context.invocation_metadata() or ()
-    name, traceparent = request_id(metadata)
-    remaining = context.time_remaining()
-    deadline = None if remaining is None else time.monotonic() + remaining
-    return Caller(method, name, traceparent, context.peer, deadline, metadata)
-
-
-class _Guarded(grpc.GenericRpcHandler):
-    """Calls that need a token. Who has none is refused before the message is read, however large it is."""
+class _Gate(grpc.GenericRpcHandler):
+    """What is said of a call before its message is read, however large that is."""
 
     def __init__(
-        self, known: grpc.GenericRpcHandler, tokens: Tokens, refuse: Callable[[str, Any], Awaitable[None]]
+        self,
+        known: grpc.GenericRpcHandler,
+        refusal: Callable[[Metadata | None], Refusal | None],
+        refuse: Callable[[Refusal, str, Any], Awaitable[None]],
     ) -> None:
         self._known = known
-        self._tokens = tokens
+        self._refusal = refusal
         self._refuse = refuse
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         handler = self._known.service(handler_call_details)
-        if handler is None or self._tokens.allow(handler_call_details.invocation_metadata):
+        if handler is None:
+            return None
+        refusal = self._refusal(handler_call_details.invocation_metadata)
+        if refusal is None:
             return handler
         method = handler_call_details.method.rpartition("/")[2]
 
         async def refuse(_: Any, context: Any) -> None:
-            await self._refuse(method, context)
+            await self._refuse(refusal, method, context)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 

@@ -161,6 +161,25 @@ class Settings:
         2**20,
         "calls",
     )
+    max_bytes_in_flight: int | None = _number(
+        None,
+        "Size of the messages in each worker whose answers wait for a thread or are computed; more are refused with"
+        " RESOURCE_EXHAUSTED. By itself, 8 times `max_message_bytes`.",
+        _KIB,
+        2**40,
+        "bytes",
+    )
+    max_rewards_in_flight: int | None = _number(
+        None, "The same in rewards. By itself, 8 times `max_rewards`.", 1, 2**40, "rewards"
+    )
+    max_memory_bytes: int | None = _number(
+        None,
+        "Resident size at which a worker refuses calls before it reads them, with RESOURCE_EXHAUSTED; 0 never. By"
+        " itself, four fifths of what the container may take, divided among the workers.",
+        0,
+        2**50,
+        "bytes",
+    )
     stream_in_flight: int = _number(
         16,
         "Messages of one stream being answered at once; further ones are not read until an answer has left.",
@@ -212,6 +231,12 @@ class Settings:
                 raise InvalidSettings(
                     f"{flag(name)} ({variable(name)}): {getattr(self, name)} without {flag(needed)}"
                     f" ({variable(needed)}), which it needs"
+                )
+        for name, held in (("max_bytes_in_flight", "max_message_bytes"), ("max_rewards_in_flight", "max_rewards")):
+            if getattr(self, name) is not None and getattr(self, name) < getattr(self, held):
+                raise InvalidSettings(
+                    f"{flag(name)} ({variable(name)}): {getattr(self, name)}; must be at least {flag(held)}"
+                    f" ({variable(held)}) = {getattr(self, held)}"
                 )
         if self.health_port and self.health_port == self.port and self.unix_socket is None:
             raise InvalidSettings(

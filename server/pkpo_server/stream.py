@@ -84,16 +84,22 @@ class Stream:
             self._reader.cancel()
 
     async def _read(self) -> None:
+        received = 0
         while not self._draining:
             self._idle = True
             await self._room.acquire()
+            await self._means.computation.room(self._caller.tenant, received)
             raw = await self._context.read()
             self._idle = False
             if raw is aio.EOF:
                 return
-            if self._tokens is not None and not self._tokens.allow(self._caller.metadata):
-                raise Unauthenticated  # its token was taken back meanwhile
+            if self._tokens is not None:
+                grant = self._tokens.grant(self._caller.metadata)
+                if grant is None:
+                    raise Unauthenticated  # its token was taken back meanwhile
+                self._caller.grant = grant
             exchange = Exchange(self._means, self._caller, STREAM_MESSAGE, raw)
+            received = len(raw)
             del raw
             try:
                 answer = exchange.now()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pkpo_server.grants import Grant, MalformedGrant, grant_of
 from pkpo_server.logs import Log
 from pkpo_server.secret_files import Signature, signature
 
@@ -19,19 +20,20 @@ _NO_SECRETS = ("~", ".new", ".tmp", ".bak")
 
 
 class UnusableTokens(Exception):
-    """Tokens cannot be read, or there are none; the text says where."""
+    """Tokens cannot be read, or there are none; the text says where, and shows none."""
 
 
 class Tokens:
-    """The tokens that are let in.
+    """The tokens that are let in, each with its grant.
 
     Args:
-        path: a file of tokens, one a line, or a folder whose files (but for hidden and temporary ones) are such. Empty
-            lines and those that begin with # are none.
+        path: a file of tokens, one a line, or a folder whose files (but for hidden and temporary ones) are such. After
+            a token its line may hold `name=NAME` and `runs=PATTERN,PATTERN`: see Grant. Empty lines and those that
+            begin with # are none.
         log: where a change is written.
 
     Raises:
-        UnusableTokens: they cannot be read, one is too short, or there are none.
+        UnusableTokens: they cannot be read, a line cannot be one, a token has two grants, or there are none.
     """
 
     def __init__(self, path: Path, log: Log) -> None:
@@ -41,17 +43,17 @@ class Tokens:
         self._key = secrets.token_bytes(32)
         self._looked = time.monotonic()
         self._seen = self._complained = self._signature()
-        self._digests = self._read()
-        if not self._digests:
+        self._grants = self._read()
+        if not self._grants:
             raise UnusableTokens(f"{path} holds no token")
 
-    def allow(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> bool:
-        """Whether a call with this metadata is let in."""
+    def grant(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Grant | None:
+        """What a call with this metadata may do; None where it is not let in."""
         self._look()
         given = next((value for key, value in metadata or () if key == _HEADER), "")
         if not isinstance(given, str) or given[: len(_SCHEME)].lower() != _SCHEME:
-            return False
-        return self._digest(given[len(_SCHEME) :].strip().encode()) in self._digests
+            return None
+        return self._grants.get(self._digest(given[len(_SCHEME) :].strip().encode()))
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -62,7 +64,7 @@ class Tokens:
         if seen == self._seen:
             return
         try:
-            self._digests = self._read()
+            self._grants = self._read()
         except UnusableTokens as error:
             # Tried again at the next look, in case the files were only out of reach; said once.
             if seen != self._complained:
@@ -70,7 +72,7 @@ class Tokens:
             self._complained = seen
         else:
             self._seen = seen
-            self._log.info("tokens_changed", path=str(self._path), tokens=len(self._digests))
+            self._log.info("tokens_changed", path=str(self._path), tokens=len(self._grants))
 
     def _files(self) -> list[Path]:
         if not self._path.is_dir():
@@ -88,21 +90,34 @@ class Tokens:
         except OSError:
             return None
 
-    def _read(self) -> frozenset[bytes]:
+    def _read(self) -> dict[bytes, Grant]:
+        grants: dict[bytes, Grant] = {}
         try:
-            return frozenset(self._digest(token) for path in self._files() for token in _tokens(path))
+            for path in self._files():
+                for place, token, grant in _lines(path):
+                    # One of them would be wrong, and which of them counted would depend on the order of files.
+                    if grants.setdefault(self._digest(token), grant) != grant:
+                        raise UnusableTokens(f"{place} has a token that an earlier line has with other words after it")
         except OSError as error:
             raise UnusableTokens(f"cannot read tokens from {self._path}: {error.strerror or error}") from error
+        return grants
 
     def _digest(self, token: bytes) -> bytes:
         return hmac.digest(self._key, token, "sha256")
 
 
-def _tokens(path: Path) -> Iterator[bytes]:
+def _lines(path: Path) -> Iterator[tuple[str, bytes, Grant]]:
+    """Of each line that is a token: where it is, the token and its grant."""
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        token = line.strip()
-        if not token or token.startswith(b"#"):
+        if not line.strip() or line.lstrip().startswith(b"#"):
             continue
+        token, *words = line.split()
+        place = f"{path}: line {number}"
+        if token.startswith((b"name=", b"runs=")):
+            raise UnusableTokens(f"{place} begins with name= or runs=; must begin with the token")
         if len(token) < SHORTEST_TOKEN:
-            raise UnusableTokens(f"{path}: line {number} has {len(token)} bytes; a token must have {SHORTEST_TOKEN}")
-        yield token
+            raise UnusableTokens(f"{place} has {len(token)} bytes; a token must have {SHORTEST_TOKEN}")
+        try:
+            yield place, token, grant_of(word.decode("ascii", "replace") for word in words)
+        except MalformedGrant as error:
+            raise UnusableTokens(f"{place}: {error}") from error

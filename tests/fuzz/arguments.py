@@ -151,9 +151,7 @@ def _answered(work: Work) -> Any:
     kind = ESTIMATE if isinstance(work, EstimateBatch) else TRANSFORM
     request = Request(metrics.NO_VARIANT)
     try:
-        kind.decode(travels.request(work), LIMITS, request)
-        assert request.work is not None
-        answer = kind.encode(request.work.run(lambda: None), request)
+        answer = kind.encode(kind.read(travels.request(work), LIMITS, request).run(lambda: None), request)
     except InvalidRequest as refusal:
         raise InvalidArgument.of(*(Violation(v.field, v.description) for v in refusal.violations)) from refusal
     return travels.answer(work, travels.response.FromString(answer))

@@ -18,6 +18,7 @@ from pkpo_server.codec import Limits
 from pkpo_server.computation import Computation
 from pkpo_server.exchange import Means
 from pkpo_server.logs import BoundedLog
+from pkpo_server.memory import Ceiling
 from pkpo_server.metrics import Metrics
 from pkpo_server.runs import Runs
 from pkpo_server.servicer import SERVICE, RewardTransformServicer
@@ -56,10 +57,10 @@ class Service:
         self._registry = CollectorRegistry()
         log: Any = self._log
         metrics = Metrics(self._registry, Runs(8, 7200, log))
-        self._computation = Computation(1)
+        self._computation = Computation(1, most_bytes=2**30, most_rewards=2**30)
         # Every fault is to be seen, however many there are.
         means = Means(limits, self._computation, metrics, BoundedLog(log, lines_per_second=2**62))
-        servicer = RewardTransformServicer(means, Admission(1024), stream_in_flight=4)
+        servicer = RewardTransformServicer(means, Admission(1024), Ceiling(0), stream_in_flight=4)
         servicer.serve()
         handler = servicer.handler()
         self._methods: dict[str, Any] = {

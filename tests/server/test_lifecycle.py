@@ -157,18 +157,18 @@ def test_reflection_can_be_turned_off() -> None:
 # --- deadlines --------------------------------------------------------------------------------------------------------
 
 
-def test_a_passed_deadline_stops_the_work(server: LiveServer) -> None:
+def test_a_passed_deadline_stops_the_work(own: LiveServer) -> None:
     def count() -> float:
         late = 'pkpo_requests_total{code="DEADLINE_EXCEEDED",method="Transform",variant="'
-        return sum(value for name, value in server.metrics().items() if name.startswith(late))
+        return sum(value for name, value in own.metrics().items() if name.startswith(late))
 
     before = count()
-    with connect(server) as channel:
+    with connect(own) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             pb_grpc.RewardTransformServiceStub(channel).Transform(long_request(200), timeout=0.7)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         poll(lambda: count() == before + 1, "count of the deadline")
-        assert server.metrics()[UNARY_IN_FLIGHT] == 0
+        assert own.metrics()[UNARY_IN_FLIGHT] == 0
         # The threads are free again long before that work could have been done.
         pb_grpc.RewardTransformServiceStub(channel).Transform(long_request(1), timeout=20)
 

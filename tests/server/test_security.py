@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from said import Said
 
 REQUEST = pb.TransformRequest(k=[1], groups=pb.RewardGroups(f64=pb.DoubleValues(values=[0, 1]), group_size=2))
 ANSWER = [-0.5, 0.5]
+FIRST, SECOND, THIRD = "first-of-the-tokens", "second-of-the-tokens", "third-of-the-tokens"
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,83 @@ def test_clients_must_show_a_certificate_that_the_ca_signed(identity: Identity, 
             assert refused(known_no_more) is grpc.StatusCode.UNAVAILABLE
 
 
+class Load:
+    """A stream on a connection of its own whose messages go one after the other, each as soon as the last is answered.
+
+    Attributes:
+        answers: how many came so far, each of them right.
+        ended: how the one call ended; None while it goes on.
+    """
+
+    def __init__(self, open_channel: grpc.Channel, token: str) -> None:
+        self.answers = 0
+        self.ended: grpc.StatusCode | None = None
+        self._may_send = threading.Semaphore(1)
+        self._over = threading.Event()
+        stub: Any = pb_grpc.RewardTransformServiceStub(open_channel)
+        self._call = stub.TransformStream(self._messages(), metadata=[("authorization", f"Bearer {token}")])
+        self._thread = threading.Thread(target=self._receive)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join(60)
+        self._call.cancel()
+
+    def _messages(self) -> Iterator[pb.TransformStreamRequest]:
+        sequence = 0
+        while self._may_send.acquire(timeout=60) and not self._over.is_set():
+            sequence += 1
+            yield pb.TransformStreamRequest(sequence=sequence, request=REQUEST)
+
+    def _receive(self) -> None:
+        try:
+            for answer in self._call:
+                assert list(answer.response.f64.values) == ANSWER
+                assert answer.sequence == self.answers + 1
+                self.answers += 1
+                self._may_send.release()
+        finally:
+            self.ended = self._call.code()
+
+
+def test_streams_under_load_outlive_new_certificates_new_authorities_and_new_tokens(
+    identity: Identity, authority: trustme.CA, tmp_path: Path
+) -> None:
+    """Who the streams belong to is by then unknown to the server: their certificates' authority is gone."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text(FIRST)
+    flags = (*identity.flags, "--tls-client-ca", str(identity.client_ca), "--tokens", str(tokens))
+    with serving(*flags) as server, ExitStack() as open_channels:
+        address, leaf = started(server), authority.issue_cert("trainer")
+        streams = [Load(open_channels.enter_context(channel(address, authority, shown=leaf)), FIRST) for _ in range(4)]
+
+        def go_on() -> None:
+            before = [stream.answers for stream in streams]
+            for stream, count in zip(streams, before, strict=True):
+                poll(lambda s=stream, c=count: s.answers > c + 20 or s.ended, "answers")  # type: ignore[misc]
+
+        try:
+            go_on()
+            for token in (SECOND, THIRD):
+                other = trustme.CA()
+                identity.issue(other)
+                Identity._replace(tokens, f"{FIRST}\n{token}\n".encode())
+                time.sleep(LOOKING_SECONDS)
+                with channel(address, other, shown=other.issue_cert("trainer")) as new:
+                    assert transformed(new, token) == ANSWER
+                with channel(address, other, shown=leaf) as old:
+                    assert refused(old, FIRST) is grpc.StatusCode.UNAVAILABLE
+                go_on()
+        finally:
+            for stream in streams:
+                stream.stop()
+        assert [stream.ended for stream in streams] == [grpc.StatusCode.OK] * 4
+        assert server.metrics()['pkpo_requests_total{code="OK",method="TransformStream",variant="SLOO_MINUS_ONE"}'] == (
+            sum(stream.answers for stream in streams)
+        )
+
+
 def test_plaintext_is_not_spoken_where_tls_is(identity: Identity) -> None:
     with serving(*identity.flags) as server, grpc.insecure_channel(started(server)) as plaintext:
         assert refused(plaintext) is grpc.StatusCode.UNAVAILABLE
@@ -199,9 +278,6 @@ def test_what_cannot_be_used_at_the_start_ends_it(flag: str, identity: Identity,
         assert server.process.wait(60) == 1
         (line,) = poll(lambda: server.log_lines("failed"), "line")
         assert str(empty) in line["message"]
-
-
-FIRST, SECOND, THIRD = "first-of-the-tokens", "second-of-the-tokens", "third-of-the-tokens"
 
 
 @pytest.fixture
@@ -314,7 +390,7 @@ def test_a_token_that_was_taken_back_ends_its_stream(guarded: tuple[LiveServer, 
 
 
 def allows(tokens: Tokens, token: str) -> bool:
-    return tokens.allow([("user-agent", "test"), ("authorization", f"Bearer {token}")])
+    return tokens.grant([("user-agent", "test"), ("authorization", f"Bearer {token}")]) is not None
 
 
 def test_the_files_of_a_folder_all_count_but_for_hidden_and_temporary_ones(tmp_path: Path) -> None:
@@ -339,7 +415,7 @@ def test_the_files_of_a_folder_all_count_but_for_hidden_and_temporary_ones(tmp_p
     tokens = Tokens(tmp_path, said)  # type: ignore[arg-type]
     assert [allows(tokens, token) for token in (FIRST, SECOND, THIRD)] == [True] * 3
     assert not any(allows(tokens, token) for token in ("h" * 20, "o" * 20, "n" * 20, ""))
-    assert not tokens.allow(None)
+    assert tokens.grant(None) is None
     mount(2, a=SECOND)  # without b, whose link now leads nowhere
     tokens._looked -= LOOKING_SECONDS
     assert [allows(tokens, token) for token in (FIRST, SECOND, THIRD)] == [False, True, False]
@@ -463,7 +539,7 @@ def test_tokens_are_compared_by_digests_under_a_key_of_the_process(
     path = tmp_path / "tokens"
     path.write_text(f"{FIRST}\n{SECOND}\n")
     one, other = (Tokens(path, Said()) for _ in range(2))  # type: ignore[arg-type]
-    assert not one._digests & other._digests
+    assert not one._grants.keys() & other._grants.keys()
     assert not any(token.encode() in repr(vars(one)).encode() for token in (FIRST, SECOND))
     digested = []
     digest = hmac.digest

@@ -1,0 +1,180 @@
+"""More work than there is time or room for: who is refused, how it is told, and who goes on being served."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from live_server import LiveServer, poll
+from pkpo import packed
+from pkpo.v1 import reward_transform_pb2 as pb
+from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
+from pkpo_server.settings import InvalidSettings, Settings
+
+PUSHBACK = "grpc-retry-pushback-ms"
+WAITING, HELD = "pkpo_waiting", "pkpo_held_bytes"
+
+
+def long_request(groups: int, run_id: str = "") -> pb.TransformRequest:
+    """About 0.05 s of work for each group."""
+    request = pb.TransformRequest(variant=pb.VARIANT_PASSK_BOOTSTRAP, k=[2**10], run_id=run_id)
+    request.groups.f64.CopyFrom(packed.double_values(np.random.default_rng(3).integers(0, 2, groups * 2**12)))
+    request.groups.group_size = 2**12
+    return request
+
+
+@pytest.fixture
+def single() -> Iterator[LiveServer]:
+    """A server that computes one batch at a time, and knows how long that takes."""
+    with LiveServer("--threads", "1") as live:
+        with grpc.insecure_channel(live.address) as channel:
+            pb_grpc.RewardTransformServiceStub(channel).Transform(long_request(1), timeout=60)
+        yield live
+
+
+@pytest.fixture
+def stub(single: LiveServer) -> Iterator[Any]:
+    with grpc.insecure_channel(single.address, options=[("grpc.enable_retries", 0)]) as channel:
+        yield pb_grpc.RewardTransformServiceStub(channel)
+
+
+def refused(server: LiveServer, reason: str) -> float:
+    return server.metrics()[f'pkpo_refused_total{{reason="{reason}"}}']
+
+
+def test_what_cannot_be_ready_in_time_is_refused_at_once_and_for_good(single: LiveServer, stub: Any) -> None:
+    before = refused(single, "deadline")
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Transform(long_request(1800), timeout=10)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "of the deadline are left" in caught.value.details()
+    assert dict(caught.value.trailing_metadata())[PUSHBACK] == "-1", "clients are told not to try again"
+    assert refused(single, "deadline") == before + 1
+    assert single.metrics()[WAITING] == 0
+    stub.Transform(long_request(1), timeout=60)
+
+
+def test_a_flood_is_refused_in_part_and_holds_nobody_else_up(single: LiveServer, stub: Any) -> None:
+    ended: list[str] = []
+    lock = threading.Lock()
+
+    def noted(name: str) -> Any:
+        def note(call: Any) -> None:
+            with lock:
+                ended.append(name if call.code() is grpc.StatusCode.OK else "refused")
+
+        return note
+
+    calls = []
+    for _ in range(100):
+        calls.append(stub.Transform.future(long_request(2, "flood"), timeout=120))
+        calls[-1].add_done_callback(noted("flood"))
+    poll(lambda: single.metrics()[WAITING] >= 5, "a queue")
+    calls.append(stub.Transform.future(long_request(2, "other"), timeout=120))
+    calls[-1].add_done_callback(noted("other"))
+    poll(lambda: len(ended) == len(calls), "an answer to each call")
+    of_flood = [call for call in calls[:-1] if call.code() is grpc.StatusCode.OK]
+    assert calls[-1].code() is grpc.StatusCode.OK
+    assert 5 <= len(of_flood) < 60
+    served = [name for name in ended if name != "refused"]
+    assert served.index("other") < len(served) - 3, "it does not wait for what the flood has queued"
+    turned_away = [call for call in calls if call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED]
+    assert len(turned_away) == 100 - len(of_flood)
+    assert refused(single, "queue") == len(turned_away)
+    for call in turned_away:
+        info = error_details_pb2.RetryInfo()
+        assert rpc_status.from_call(call).details[0].Unpack(info)
+        assert 50 <= info.retry_delay.ToMilliseconds() == int(dict(call.trailing_metadata())[PUSHBACK]) <= 15_000
+    assert single.metrics()[WAITING] == single.metrics()[HELD] == 0
+
+
+def test_messages_of_a_stream_wait_instead(single: LiveServer, stub: Any) -> None:
+    answers = list(
+        stub.TransformStream(
+            pb.TransformStreamRequest(sequence=i, request=long_request(1 + 9 * (i == 0), "stream")) for i in range(40)
+        )
+    )
+    assert sorted(answer.sequence for answer in answers) == list(range(40))
+    assert all(answer.WhichOneof("result") == "response" for answer in answers)
+
+
+def test_a_caller_that_gave_up_waiting_takes_no_turn(single: LiveServer, stub: Any) -> None:
+    first = stub.Transform.future(long_request(20), timeout=120)
+    poll(lambda: single.metrics()[HELD] > 0, "work in the only thread")
+    others = [stub.Transform.future(long_request(20), timeout=120) for _ in range(5)]
+    poll(lambda: single.metrics()[WAITING] == 5, "a queue")
+    for call in others:
+        call.cancel()
+    poll(lambda: single.metrics()[WAITING] == 0, "an empty queue")
+    assert not first.done()
+    first.cancel()
+    poll(lambda: single.metrics()[HELD] == 0, "an end of the work")
+
+
+def test_what_is_held_is_bounded_in_bytes_and_in_rewards() -> None:
+    message = long_request(2, "greedy").ByteSize()
+    for limit, flags in (
+        (message, ("--max-message-bytes", str(2 * message), "--max-bytes-in-flight", str(2 * message + 1))),
+        (2 * 2**12, ("--max-rewards", str(2**13), "--max-rewards-in-flight", str(2**14 + 1))),
+    ):
+        with (
+            LiveServer("--threads", "1", *flags) as live,
+            grpc.insecure_channel(live.address, options=[("grpc.enable_retries", 0)]) as channel,
+        ):
+            stub = pb_grpc.RewardTransformServiceStub(channel)
+            calls = [stub.Transform.future(long_request(2, "greedy"), timeout=120) for _ in range(6)]
+            codes = [call.code() for call in calls]
+            assert codes.count(grpc.StatusCode.OK) >= 2
+            assert refused(live, "memory") == codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) > 0
+            assert any(str(limit) in call.details() for call in calls if call.code() is not grpc.StatusCode.OK)
+            assert live.metrics()[HELD] == 0
+
+
+def test_a_server_that_has_grown_reads_no_more_until_calls_have_ended() -> None:
+    with (
+        LiveServer("--max-memory-bytes", "1") as live,
+        grpc.insecure_channel(live.address, options=[("grpc.enable_retries", 0)]) as channel,
+    ):
+        stub = pb_grpc.RewardTransformServiceStub(channel)
+        small = pb.TransformRequest(k=[2])
+        small.groups.f64.values.extend([0.0, 1.0])
+        small.groups.group_size = 2
+        stub.Transform(small, timeout=60)
+        held = threading.Event()
+
+        def messages() -> Iterator[pb.TransformStreamRequest]:
+            yield pb.TransformStreamRequest(sequence=1, request=small)
+            held.wait(60)
+
+        stream = stub.TransformStream(messages())
+        assert next(stream).sequence == 1
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Transform(small, timeout=60)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "max_memory_bytes" in caught.value.details()
+        assert int(dict(caught.value.trailing_metadata())[PUSHBACK]) >= 50
+        assert refused(live, "memory") == 1
+        held.set()
+        assert list(stream) == []
+        poll(lambda: live.metrics()["pkpo_open_calls"] == 0, "an end of the stream")
+        stub.Transform(small, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_bytes_in_flight": 2**20},
+        {"max_rewards_in_flight": 100},
+    ],
+)
+def test_what_is_held_is_no_less_than_one_request(values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSettings, match="must be at least"):
+        Settings(**values)
+    Settings(max_message_bytes=2**20, max_rewards=100, **values)

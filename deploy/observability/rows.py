@@ -356,6 +356,7 @@ def saturation() -> list[Panel]:
                 over_time(total(series("pkpo_open_streams")), "of them streams", "B"),
                 over_time(total(series("pkpo_open_calls_limit")), "limit", "C"),
                 unit="short",
+                width=6,
             ),
             "limit",
         ),
@@ -367,6 +368,7 @@ def saturation() -> list[Panel]:
             unit="percentunit",
             bounds=(0, 1),
             limit=0.8,
+            width=6,
             calculations=("max", "lastNotNull"),
         ),
         panels.dashed(
@@ -377,8 +379,22 @@ def saturation() -> list[Panel]:
                 over_time(total(series("pkpo_in_flight"), "method"), "{{method}}", "A"),
                 over_time(total(series("pkpo_threads")), "threads", "B"),
                 unit="short",
+                width=6,
             ),
             "threads",
+        ),
+        panels.dashed(
+            panels.lines(
+                "Held messages against their limit",
+                "Size of the messages whose answers wait for a thread or are computed, in all servers. Beyond the limit"
+                " of a worker, big batches are refused as `memory`; as `queue` where they would wait long for their"
+                " turn.",
+                over_time(total(series("pkpo_held_bytes")), "held", "A"),
+                over_time(total(series("pkpo_held_bytes_limit")), "limit", "B"),
+                unit="bytes",
+                width=6,
+            ),
+            "limit",
         ),
         panels.lines(
             "Processors",
@@ -423,7 +439,7 @@ def refusals() -> list[Panel]:
             panels.lines(
                 "Refusals by cause",
                 "By the first field at fault, or by why the request was not looked at. A field: the caller's mistake."
-                " `overloaded`, `starting`, `draining`, `deadline`, `internal`: ours.",
+                " `overloaded`, `memory`, `queue`, `starting`, `draining`, `deadline`, `internal`: ours.",
                 over_time(f"{total(rate('pkpo_refused_total'), 'reason')} > 0", "{{reason}}"),
                 unit="reqps",
                 stacked=True,

@@ -5,6 +5,7 @@ settings    everything that can be set, once
 lifecycle   one serving process: start, readiness, signals, drain
 workers     several of them behind one port and one metrics endpoint
 certificates, tokens  who may call, read again when it changes
+grants      for which runs
 probe       the health probe of containers
 servicer    what each call means
 stream      many batches in flight on one call

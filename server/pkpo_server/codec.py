@@ -302,9 +302,12 @@ def legal_run_id(run_id: str) -> bool:
 
 
 def _parsed(message: type[_Message], raw: bytes) -> _Message:
+    """The message. Raises InvalidRequest where the bytes are none, MemoryError where there is not enough for it."""
     try:
         return message.FromString(raw)
     except DecodeError as error:
+        # It says no more where there is no memory for the message: then there is none for as much either.
+        bytearray(2 * len(raw))
         name = message.DESCRIPTOR.full_name
         raise InvalidRequest([Violation("message", f"{len(raw)} bytes that are no {name}")]) from error
 

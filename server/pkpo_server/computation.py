@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,11 +35,17 @@ INLINE_BYTES = 8 * 2**15
 # So long after a big batch its answer has left, and what it leaves behind is given back: at most so often.
 TIDYING_SECONDS = 1.0
 
-# Nobody waits for a thread longer than so many times what their own work takes, or than this if that is longer: at 80 %
-# load few would. Who has nothing waiting yet, some times longer, so that there is a turn for many tenants.
-MOST_SLOWDOWN = 10
-LEAST_WAIT_SECONDS = 0.02
-NEWCOMERS_PATIENCE = 4
+# Work is let in that would wait for a thread at most as long as so many usual pieces of work take (at 80 % load one in
+# a hundred waits so long), or as this, or as twice what it takes itself. Much the same for all: a bound by what each
+# takes itself would let in the long or the short ones alone.
+MOST_USUAL_PIECES = 20
+LEAST_WAIT_SECONDS = 0.03
+OWN_TIMES = 2
+# How much each request counts for what is usual.
+USUAL_WEIGHT = 1 / 16
+# Threads that compute are so much nicer than the event loop and gRPC's own: on a single processor they would leave
+# these a third of it, so that refusals come seconds late.
+NICER = 5
 # What waits is not added up beyond this.
 LONGEST_WAIT_SECONDS = 3600.0
 
@@ -118,12 +126,13 @@ class Computation:
 
     def __init__(self, threads: int, most_bytes: int, most_rewards: int) -> None:
         self._threads = self._free = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="compute")
+        self._pool = _started(threads)
         self._queue: FairQueue[_Piece] = FairQueue()
         self._bytes = Budget(most_bytes)
         self._rewards = Budget(most_rewards)
         self._room_seekers: list[asyncio.Future[None]] = []
         self._pace = Pace()
+        self._usual = 0.0
         self._tidying: asyncio.TimerHandle | None = None
 
     @property
@@ -183,9 +192,8 @@ class Computation:
                     "memory",
                 )
         usual = self._pace.seconds(demand.variant, demand.visits)
-        most = max(LEAST_WAIT_SECONDS, MOST_SLOWDOWN * usual)
-        if not self._queue.holds(demand.tenant):
-            most *= NEWCOMERS_PATIENCE
+        self._usual += USUAL_WEIGHT * (usual - self._usual)
+        most = max(MOST_USUAL_PIECES * self._usual, LEAST_WAIT_SECONDS, OWN_TIMES * usual)
         left = patience.seconds_left()
         least = self._pace.least_seconds(demand.variant, demand.visits)
         wait = self._queue.wait(demand.tenant, usual, self._threads * min(left, most, LONGEST_WAIT_SECONDS))
@@ -246,6 +254,24 @@ class Computation:
     def _tidy(self) -> None:
         self._tidying = None
         self._pool.submit(memory.give_back)
+
+
+def _started(threads: int) -> ThreadPoolExecutor:
+    """A pool whose threads are all there; one that is started when it is needed may then be refused."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="compute", initializer=_yield_to_the_loop)
+    there = threading.Barrier(threads + 1)
+    for _ in range(threads):
+        pool.submit(there.wait)
+    there.wait()
+    return pool
+
+
+def _yield_to_the_loop() -> None:
+    """The thread that calls this gives way to the others of the process, where threads have priorities: on Linux."""
+    if sys.platform == "linux":
+        niceness = os.getpriority(os.PRIO_PROCESS, 0)
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness + NICER)
 
 
 def default_threads(workers: int) -> int:

@@ -19,7 +19,7 @@ from pkpo_server.computation import HANGING_UP_SECONDS, INLINE_BYTES, INLINE_VIS
 from pkpo_server.grants import EVERYTHING, Grant
 from pkpo_server.logs import BoundedLog
 from pkpo_server.metrics import Answered, Metrics, Stages
-from pkpo_server.refusal import InternalFailure, InvalidRequest, Refusal
+from pkpo_server.refusal import InternalFailure, InvalidRequest, Overloaded, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,11 @@ class Exchange:
         self._started = time.perf_counter()
         self.request = Request(metrics.undecoded_variant(caller.method), grant=caller.grant)
 
+    @property
+    def tenant(self) -> str:
+        """Whose share of the threads this takes: of the token's holder, else of the run, else of the host that calls."""
+        return self._caller.grant.name or self.request.run_id or self._caller.tenant
+
     def now(self) -> bytes | None:
         """The answer's bytes, where it is cheap enough to work it out on the event loop; otherwise None."""
         try:
@@ -172,7 +177,7 @@ class Exchange:
     def _demand(self) -> Demand:
         request = self.request
         return Demand(
-            tenant=self._caller.grant.name or request.run_id or self._caller.tenant,
+            tenant=self.tenant,
             variant=request.variant,
             visits=request.visits,
             rewards=request.rewards,
@@ -220,6 +225,8 @@ def refusal_of(error: Exception, caller: Caller, means: Means) -> Refusal:
     """What the caller is told of an error: itself where it is meant for callers, else nothing but where to look."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, MemoryError):
+        return Overloaded("the system has not enough memory for this batch now", "memory")
     means.log.error("internal_error", method=caller.method, request_id=caller.request_id, exc_info=error)
     return InternalFailure(caller.request_id)
 

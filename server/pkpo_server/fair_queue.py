@@ -52,10 +52,6 @@ class FairQueue(Generic[_Work]):
         """How long all that waits takes one thread."""
         return sum(tenant.seconds for tenant in self._tenants.values())
 
-    def holds(self, tenant: str) -> bool:
-        """Whether anything of a tenant waits."""
-        return tenant in self._tenants and self._tenants[tenant].pieces > 0
-
     def wait(self, tenant: str, seconds: float, most: float) -> float:
         """How long work of so many seconds would wait for one thread if it came now: for what its tenant has waiting,
         and for as much of every other tenant's. No longer than `most` is added up."""

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 
 import pkpo_core
 from pkpo import __version__
-from pkpo_server import logs, memory, signals
+from pkpo_server import allowance, logs, memory, signals
 from pkpo_server.address import CannotListen, tcp_address, unix_address, warn_where_open
 from pkpo_server.admission import Admission
 from pkpo_server.certificates import LOOKING_SECONDS, Certificates, UnusableCertificate
@@ -50,6 +50,7 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 # Above what is admitted, since a refusal of ours says when to come back, and one of the transport's does not. With
 # grpcio 1.72 a call that was refused also keeps its stream until the garbage collector has come by.
 REFUSED_STREAMS = 256
+MOST_PENDING = 2**20
 # So many of the largest requests wait or are computed, where nothing else is set.
 REQUESTS_IN_FLIGHT = 8
 # What grpcio calls the coroutine that takes calls, for as long as it does.
@@ -186,7 +187,10 @@ class Server:
         return server
 
     def _health_server(self, health: Health) -> aio.Server:
-        options = dict(_options(self._settings, self._place.shared)) | {"grpc.max_receive_message_length": 2**12}
+        options = dict(_options(self._settings, self._place.shared)) | {
+            "grpc.max_receive_message_length": 2**12,
+            "grpc.max_allowed_incoming_connections": allowance.PROBING_CONNECTIONS,
+        }
         server = aio.server(options=tuple(options.items()))
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         return server
@@ -327,7 +331,11 @@ def _options(settings: Settings, shared: bool) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.max_concurrent_streams", settings.max_concurrent_rpcs + REFUSED_STREAMS),
+        # By itself gRPC cancels calls without a word when more than a thousand wait for the event loop.
+        ("grpc.server.max_pending_requests", MOST_PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
         ("grpc.max_metadata_size", MOST_METADATA_BYTES),
+        ("grpc.max_allowed_incoming_connections", allowance.most_connections()),
         ("grpc.so_reuseport", int(shared)),
         ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),

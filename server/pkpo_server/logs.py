@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-import sys
+import os
+import select
+import stat
+import threading
 import time
+from datetime import datetime, timezone
 from typing import Any
 
 import structlog
 
 # A caller that repeats a mistake a thousand times a second says nothing new after the first few.
 REFUSAL_LINES_PER_SECOND = 10
+
+STDERR = 2
 
 Log = structlog.typing.FilteringBoundLogger
 
@@ -21,6 +28,7 @@ def configure(level: str, **context: Any) -> Log:
 
     Lines of libraries (logging) come out in the same form.
     """
+    lines: Any = Lines(STDERR)
     threshold: int = getattr(logging, level.upper())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -35,10 +43,10 @@ def configure(level: str, **context: Any) -> Log:
             structlog.processors.JSONRenderer(default=str),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=lines),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(lines)
     handler.addFilter(_Bounded())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -54,6 +62,55 @@ def configure(level: str, **context: Any) -> Log:
     structlog.contextvars.bind_contextvars(**context)
     log: Log = structlog.get_logger()
     return log
+
+
+class Lines:
+    """A text stream for lines. Whoever writes one goes on, whatever becomes of it.
+
+    A full disk, a reader that is gone and one that has stopped reading lose lines; how many is said once lines can be
+    written again.
+
+    Args:
+        descriptor: of a file, a pipe, a socket or a terminal.
+        patience_seconds: how long a reader may take to make room. One that did not is no more waited for.
+    """
+
+    def __init__(self, descriptor: int, patience_seconds: float = 0.1) -> None:
+        self._descriptor = descriptor
+        self._patience_ms = 1000 * patience_seconds
+        # Where poll says that a pipe has room, so much is written all at once and without waiting.
+        self._at_once = select.PIPE_BUF if stat.S_ISFIFO(os.fstat(descriptor).st_mode) else 2**20
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+        self._lock = threading.Lock()
+        self._torn = False
+        self._lost = 0
+
+    def write(self, line: str) -> None:
+        """Writes a line, with its end, or counts it as lost."""
+        with self._lock:
+            if self._lost:
+                now = datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+                told = {"lines": self._lost, "level": "warning", "timestamp": now, "event": "lost"}
+                if self._written(json.dumps(told) + "\n"):
+                    self._lost = 0
+            if self._lost or not self._written(line):
+                self._lost += 1
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def _written(self, line: str) -> bool:
+        rest = ("\n" * self._torn + line).encode(errors="backslashreplace")
+        while rest:
+            if not self._poll.poll(0 if self._lost else self._patience_ms):
+                return False
+            try:
+                rest = rest[os.write(self._descriptor, rest[: self._at_once]) :]
+            except OSError:
+                return False
+            self._torn = bool(rest)
+        return True
 
 
 class _Bounded(logging.Filter):

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pkpo_server import memory
+from pkpo_server import allowance, memory
 from pkpo_server.settings import PROGRAM, WORKER_VARIABLE, InvalidSettings, read_settings
 
 
@@ -21,12 +21,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `pkpo-server` and returns its exit status."""
     # gRPC's C core writes lines of its own form to stderr, which is for one JSON object a line.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    allowance.open_standard_streams()
     memory.begin_loading()
     try:
         return _served(sys.argv[1:] if arguments is None else arguments)
     except InvalidSettings as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
+    except allowance.TooLittle as error:
+        from pkpo_server import logs
+
+        logs.configure("error").error("failed", message=str(error))
+        return 1
     except ModuleNotFoundError as error:
         print(f"{PROGRAM}: needs {error.name}: pip install 'pkpo[server]'", file=sys.stderr)
         return 1
@@ -39,6 +45,7 @@ def _served(arguments: Sequence[str]) -> int:
 
         return run_worker(role)
     settings = read_settings(arguments)
+    allowance.require(settings)
     if settings.workers > 1:
         from pkpo_server.workers import run_supervisor
 

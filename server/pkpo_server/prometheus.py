@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from pkpo_server.address import CannotListen, tcp_address
 
 # Each connection has a thread; one that says nothing for so long is closed, and gives it back.
 SILENT_SECONDS = 10.0
+# After a connection that could not be taken.
+UNTAKEN_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,24 @@ def serve_metrics(host: str, port: int, registry: CollectorRegistry) -> str:
     except OSError as error:
         raise CannotListen(f"cannot serve metrics on {tcp_address(host, port)}: {error.strerror or error}") from error
     server.RequestHandlerClass = _impatient(server.RequestHandlerClass)
+    server.get_request = _unhurried(server.get_request)  # type: ignore[method-assign]
     return tcp_address(host, server.server_port)
+
+
+def _unhurried(get_request: Callable[[], Any]) -> Callable[[], Any]:
+    """Takes a connection, or waits where none can be taken; the library's tries again at once, for as long as it asks.
+
+    That is so where no more files may be opened.
+    """
+
+    def get() -> Any:
+        try:
+            return get_request()
+        except OSError:
+            time.sleep(UNTAKEN_SECONDS)
+            raise
+
+    return get
 
 
 def _impatient(handler: Any) -> Any:

@@ -7,8 +7,12 @@ writes one anew, without the runs that it lets go, and whoever sums them sees to
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
+import mmap
+import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -22,6 +26,12 @@ from prometheus_client.registry import Collector
 RUN_LABEL = "run"
 # Not .db, by which the library knows its own.
 _SUFFIX = ".runs"
+# Of an entry: its length, the value and its time, and what fills it up.
+_MOST_BESIDE_KEY = 32
+# What a file begins with, as the library's do; most of it is no room yet.
+_FIRST_BYTES = 2**16
+
+_log = logging.getLogger(__name__)
 
 
 class RunFile:
@@ -38,16 +48,20 @@ class RunFile:
 
     def runs(self) -> set[str]:
         """Those it holds counters of."""
-        return {_run(key) for key, _, _ in _entries(self._values)}
+        return {_run(key) for key, _, _ in self._values.read_all_values()}
 
     def forget(self, runs: Collection[str]) -> None:
-        """Takes out all counters of some runs, which must not be counted on."""
+        """Takes out all counters of some runs, which must not be counted on. Raises OSError where the disk is full."""
         path = self._path.with_suffix(".new")
         path.unlink(missing_ok=True)
         fresh = _opened(path)
-        for key, value, _ in _entries(self._values):
+        for key, value, _ in self._values.read_all_values():
             if _run(key) not in runs:
-                _write(fresh, key, value)
+                fresh.write_value(key, value, 0.0)
+        if not fresh.complete:
+            fresh.close()  # type: ignore[no-untyped-call]
+            path.unlink(missing_ok=True)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         # Whoever reads the former one goes on with it.
         path.replace(self._path)
         self.close()
@@ -77,12 +91,12 @@ class RunFile:
 
     def read(self, key: str) -> float:
         """What is counted under a key; nothing yet, from now on, where it is new."""
-        value: float = self._values.read_value(key)[0]  # type: ignore[no-untyped-call]
+        value: float = self._values.read_value(key)[0]
         return value
 
     def write(self, key: str, value: float) -> None:
         """Writes what is counted under a key."""
-        _write(self._values, key, value)
+        self._values.write_value(key, value, 0.0)
 
 
 class _Value:
@@ -149,17 +163,82 @@ class RunFiles(Collector):
             return {key: math.fsum([*values, *self._taken_out.get(key, ())]) for key, values in counted.items()}
 
 
-def _opened(path: Path) -> MmapedDict:
-    return MmapedDict(str(path))  # type: ignore[no-untyped-call]
+class CounterFile(MmapedDict):
+    """The library's file of counters, in which there is room for every counter before it is written.
+
+    Where the disk is full the library's has none, and the process that writes to it is killed. This one then keeps the
+    counter for itself, until there is room.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._kept: dict[str, tuple[float, float]] = {}
+        self._shown = _has_room(path)
+        if self._shown:
+            super().__init__(path)  # type: ignore[no-untyped-call]
+            return
+        memory = os.memfd_create(Path(path).name)
+        super().__init__(f"/proc/self/fd/{memory}")  # type: ignore[no-untyped-call]
+        os.close(memory)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all counters are in the file."""
+        return self._shown and not self._kept
+
+    def read_all_values(self) -> Iterator[tuple[str, float, float]]:
+        """Each counter: its key, value and time."""
+        yield from super().read_all_values()  # type: ignore[no-untyped-call]
+        yield from ((key, value, timestamp) for key, (value, timestamp) in self._kept.items())
+
+    def read_value(self, key: str) -> Any:
+        """The value under a key, and the time; zeros, from now on, where it is new."""
+        try:
+            return super().read_value(key)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            return self._keep(key, self._kept.get(key, (0.0, 0.0)), error)
+
+    def write_value(self, key: str, value: float, timestamp: float) -> None:
+        """Writes the value under a key."""
+        try:
+            super().write_value(key, value, timestamp)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            self._keep(key, (value, timestamp), error)
+        else:
+            self._kept.pop(key, None)
+
+    def _keep(self, key: str, value: tuple[float, float], error: OSError) -> tuple[float, float]:
+        if self.complete:
+            _log.warning("new counters are not shown: %s: %s", error.strerror, self._fname)
+        self._kept[key] = value
+        return value
+
+    def _init_value(self, key: str) -> None:
+        # No entry is longer than so, and no page is half there.
+        os.posix_fallocate(self._f.fileno(), self._used, len(key.encode()) + _MOST_BESIDE_KEY)
+        super()._init_value(key)  # type: ignore[no-untyped-call]
 
 
-def _entries(values: MmapedDict) -> Iterator[tuple[str, float, float]]:
-    entries: Iterator[tuple[str, float, float]] = values.read_all_values()  # type: ignore[no-untyped-call]
-    return entries
+def _has_room(path: str) -> bool:
+    """Whether there is room for the beginning of a file of counters; if so, it is there."""
+    with open(path, "ab") as file:
+        new = not file.tell()
+        try:
+            os.posix_fallocate(file.fileno(), 0, mmap.PAGESIZE)
+            if new:
+                file.truncate(_FIRST_BYTES)
+        except OSError as error:
+            _log.warning("counters are not shown: %s: %s", error.strerror, path)
+            if new:
+                os.unlink(path)  # who sums them cannot read an empty one
+            return False
+    return True
 
 
-def _write(values: MmapedDict, key: str, value: float) -> None:
-    values.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
+def _opened(path: Path) -> CounterFile:
+    return CounterFile(str(path))
 
 
 def _run(key: str) -> str:

@@ -84,11 +84,11 @@ class Stream:
             self._reader.cancel()
 
     async def _read(self) -> None:
-        received = 0
+        tenant, received = self._caller.tenant, 0
         while not self._draining:
             self._idle = True
             await self._room.acquire()
-            await self._means.computation.room(self._caller.tenant, received)
+            await self._means.computation.room(tenant, received)
             raw = await self._context.read()
             self._idle = False
             if raw is aio.EOF:
@@ -105,6 +105,7 @@ class Stream:
                 answer = exchange.now()
             except Refusal as refusal:
                 answer = _error(exchange, refusal)
+            tenant = exchange.tenant
             if answer is not None:
                 self._answers.put_nowait(answer)
                 continue

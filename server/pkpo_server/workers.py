@@ -26,11 +26,12 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, multiprocess
 
 from pkpo import __version__
-from pkpo_server import logs, signals
+from pkpo_server import allowance, logs, signals
 from pkpo_server.address import CannotListen, tcp_address, warn_where_open
 from pkpo_server.logs import Log
 from pkpo_server.prometheus import Definition, Processes, serve_metrics
-from pkpo_server.run_files import RunFile, RunFiles
+from pkpo_server.pulse import Pulse, beat
+from pkpo_server.run_files import CounterFile, RunFile, RunFiles
 from pkpo_server.settings import WORKER_VARIABLE, InvalidSettings, Settings, flag, settings_of, variable
 
 _METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -142,7 +143,7 @@ class Supervisor:
         while not stop.done():
             started = time.monotonic()
             try:
-                process, serving = await self._start(index)
+                process, pulse = await self._start(index)
             except OSError as error:
                 self._log.error("worker_not_started", worker=index, message=str(error), restart_seconds=backoff)
                 if not self._ever_served:
@@ -153,11 +154,13 @@ class Supervisor:
                 continue
             if stop.done():
                 process.terminate()
-            if await serving:
+            still = asyncio.create_task(self._kill_if_stuck(index, process, pulse))
+            if await pulse.began:
                 self._note_serving(index, process.pid)
                 if first_served is not None and not first_served.done():
                     first_served.set_result(None)
             status = await process.wait()
+            still.cancel()
             del self._living[index]
             self._serving.discard(index)
             self._workers.set(len(self._serving))
@@ -177,12 +180,19 @@ class Supervisor:
             await asyncio.wait({stop}, timeout=backoff)
             backoff = min(2 * backoff, MOST_BACKOFF_SECONDS)
 
+    async def _kill_if_stuck(self, index: int, process: asyncio.subprocess.Process, pulse: Pulse) -> None:
+        if await pulse.began:
+            seconds = await pulse.stopped()
+            self._log.error("worker_stuck", worker=index, pid=process.pid, seconds=seconds)
+            with suppress(ProcessLookupError):
+                process.kill()
+
     def _fail(self, stop: asyncio.Future[str]) -> None:
         self._failed = True
         if not stop.done():
             stop.set_result("failed")
 
-    async def _start(self, index: int) -> tuple[asyncio.subprocess.Process, asyncio.Future[bool]]:
+    async def _start(self, index: int) -> tuple[asyncio.subprocess.Process, Pulse]:
         told, tell = os.pipe()
         role = {
             "index": index,
@@ -207,7 +217,7 @@ class Supervisor:
         finally:
             os.close(tell)
         self._living[index] = process
-        return process, _told(told)
+        return process, Pulse(told)
 
     def _note_serving(self, index: int, pid: int) -> None:
         self._ever_served = True
@@ -256,20 +266,22 @@ def run_worker(role: str) -> int:
     """
     told = json.loads(role)
     settings = settings_of(told["settings"])
+    allowance.require(settings)
     log = logs.configure(settings.log_level, worker=told["index"])
 
     from prometheus_client import values
 
     # Files are named by the worker's number, not its process: a successor goes on counting where the dead one stopped.
     others = values.MultiProcessValue(lambda: told["index"])  # type: ignore[no-untyped-call]
+    values.MmapedDict = CounterFile  # type: ignore[attr-defined,assignment]
     # The library cannot take series out of its files, and says so; those that are taken out are in ours.
     warnings.filterwarnings("ignore", "Removal of labels", UserWarning)
 
     from pkpo_server.lifecycle import Place, run_place
 
     def serving(_: str) -> None:
-        os.write(told["tell"], b"1")
-        os.close(told["tell"])
+        os.set_blocking(told["tell"], False)
+        beat(told["tell"])
 
     place = Place(
         told["address"],
@@ -288,7 +300,10 @@ def run_worker(role: str) -> int:
 def _require_room(settings: Settings) -> None:
     """Raises InvalidSettings where the counters of as many runs as there may be would not fit: workers die of that."""
     needed = settings.workers * settings.max_run_ids * BYTES_PER_RUN
-    place = tempfile.gettempdir()
+    try:
+        place = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise InvalidSettings(f"TMPDIR: {error.strerror}; must be a folder that can be written to") from error
     free = shutil.disk_usage(place).free
     if needed > free:
         raise InvalidSettings(
@@ -309,7 +324,10 @@ def _metrics_folder() -> Iterator[str]:
         with suppress(OSError), _locked(left):
             shutil.rmtree(left, ignore_errors=True)
     # Of another name until it is locked, so that nobody takes it for left.
-    made = tempfile.mkdtemp(prefix=f".{_FOLDER_PREFIX}")
+    try:
+        made = tempfile.mkdtemp(prefix=f".{_FOLDER_PREFIX}")
+    except OSError as error:
+        raise InvalidSettings(f"TMPDIR: cannot make {error.filename}: {error.strerror}") from error
     with _locked(Path(made)):
         folder = Path(made).with_name(Path(made).name.removeprefix("."))
         os.rename(made, folder)
@@ -346,19 +364,3 @@ def _reserved(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise CannotListen(f"cannot listen on {tcp_address(host, port)}: {error.strerror or error}") from error
     return reservation
-
-
-def _told(descriptor: int) -> asyncio.Future[bool]:
-    """True once a byte comes, False when the other end is closed before."""
-    loop = asyncio.get_running_loop()
-    told: asyncio.Future[bool] = loop.create_future()
-
-    def on_readable() -> None:
-        loop.remove_reader(descriptor)
-        byte = os.read(descriptor, 1)
-        os.close(descriptor)
-        if not told.done():
-            told.set_result(bool(byte))
-
-    loop.add_reader(descriptor, on_readable)
-    return told

@@ -28,14 +28,14 @@ from pkpo_server.refusal import PermissionDenied as Refused
 from pkpo_server.tokens import LOOKING_SECONDS, Tokens, UnusableTokens
 from said import Said
 
-PLAIN, TEAM = "token-for-everything", "token-of-team-a-alone"
+PLAIN, TEAM, ROTATED = "token-for-everything", "token-of-team-a-alone", "token-of-changing-rights"
 ROWS = [[0.0, 1.0]]
 
 
-@pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[tuple[LiveServer, Path]]:
-    tokens = tmp_path / "tokens"
-    tokens.write_text(f"{PLAIN}\n{TEAM} name=team-a runs=team-a/*,eval-?\n")
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, Path]]:
+    tokens = tmp_path_factory.mktemp("tokens") / "tokens"
+    tokens.write_text(f"{PLAIN}\n{TEAM} name=team-a runs=team-a/*,eval-?\n{ROTATED} runs=team-a/*\n")
     with LiveServer("--tokens", str(tokens)) as server:
         yield server, tokens
 
@@ -51,6 +51,7 @@ def bearer(token: str) -> list[tuple[str, str]]:
 
 def test_a_token_is_for_the_runs_its_line_names(guarded: tuple[LiveServer, Path]) -> None:
     server, _ = guarded
+    before, said = server.metrics(), len(server.log_lines("refused"))
     with Client(server.address, token=TEAM) as client, Client(server.address, token=PLAIN) as anyone:
         for run_id in ("team-a/1", "team-a/", "eval-7"):
             client.transform(ROWS, 1, run_id=run_id)
@@ -64,9 +65,12 @@ def test_a_token_is_for_the_runs_its_line_names(guarded: tuple[LiveServer, Path]
         client.estimate(ROWS, 1)
         client.server_info()
     samples = server.metrics()
-    assert samples['pkpo_refused_total{reason="permission"}'] == 5
-    assert samples['pkpo_requests_total{code="PERMISSION_DENIED",method="Transform",variant="SLOO_MINUS_ONE"}'] == 5
-    lines = poll(lambda: len(found := server.log_lines("refused")) == 5 and found, "lines")
+    for name in (
+        'pkpo_refused_total{reason="permission"}',
+        'pkpo_requests_total{code="PERMISSION_DENIED",method="Transform",variant="SLOO_MINUS_ONE"}',
+    ):
+        assert samples[name] - before[name] == 5
+    lines = poll(lambda: len(found := server.log_lines("refused")[said:]) == 5 and found, "lines")
     assert {(line["code"], line["reason"], line["tenant"]) for line in lines} == {
         ("PERMISSION_DENIED", "permission", "team-a")
     }
@@ -99,9 +103,9 @@ def test_each_message_of_a_stream_is_for_a_run_of_its_token_s_as_it_is_now(guard
 
     with grpc.insecure_channel(server.address) as channel:
         stub: Any = pb_grpc.RewardTransformServiceStub(channel)
-        answers = stub.TransformStream(messages(), metadata=bearer(TEAM), timeout=120)
+        answers = stub.TransformStream(messages(), metadata=bearer(ROTATED), timeout=120)
         found = [next(answers) for _ in range(4)]
-        tokens.write_text(f"{PLAIN}\n{TEAM} runs=team-b/*\n")
+        tokens.write_text(tokens.read_text().replace(f"{ROTATED} runs=team-a/*", f"{ROTATED} runs=team-b/*"))
         time.sleep(LOOKING_SECONDS)
         rotated.set()
         found += answers

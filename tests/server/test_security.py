@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import json
 import socket
 import threading
 import time
@@ -259,6 +260,21 @@ def test_streams_under_load_outlive_new_certificates_new_authorities_and_new_tok
 def test_plaintext_is_not_spoken_where_tls_is(identity: Identity) -> None:
     with serving(*identity.flags) as server, grpc.insecure_channel(started(server)) as plaintext:
         assert refused(plaintext) is grpc.StatusCode.UNAVAILABLE
+
+
+def test_handshakes_that_fail_are_told_where_grpc_is_asked_to_tell(identity: Identity) -> None:
+    """By themselves they leave no line: gRPC tells nobody but its own log, which is off."""
+    for environment, lines in (({}, 0), ({"GRPC_VERBOSITY": "INFO"}, 1)):
+        with LiveServer(*identity.flags, env=environment, wait=False) as server:
+            # What gRPC writes is no JSON.
+            serving = poll(lambda server=server: [line for line in server.raw_log() if '"serving"' in line], "start")  # type: ignore[misc]
+            host, port = json.loads(serving[0])["address"].split(":")
+            with socket.create_connection((host, int(port)), timeout=30) as plaintext:
+                plaintext.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+                while plaintext.recv(2**16):
+                    pass
+            server.stop()
+            assert len([line for line in server.raw_log() if "Handshake failed" in line]) == lines
 
 
 @pytest.mark.parametrize(("broken", "said"), [("key", "tls.key"), ("certificate", "tls.crt"), ("client_ca", "ca.crt")])

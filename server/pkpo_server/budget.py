@@ -34,8 +34,8 @@ class Budget:
     def give_back(self, tenant: str, amount: int) -> None:
         """A tenant holds so much less."""
         self.held -= amount
-        left = self._held_by[tenant] - amount
+        left = self._held_by.get(tenant, 0) - amount
         if left:
             self._held_by[tenant] = left
         else:
-            del self._held_by[tenant]
+            self._held_by.pop(tenant, None)

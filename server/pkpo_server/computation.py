@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any, TypeVar
 
@@ -107,12 +108,32 @@ class Demand:
     queues: bool = False
 
 
+class Hold:
+    """The room that a message takes, from its arrival until its answer has left.
+
+    Args:
+        give_back: what ends it.
+    """
+
+    __slots__ = ("_give_back",)
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        self._give_back: Callable[[], None] | None = give_back
+
+    def end(self) -> None:
+        """The room is free; nothing if it was before."""
+        if self._give_back is not None:
+            self._give_back()
+            self._give_back = None
+
+
 @dataclass(slots=True)
 class _Piece:
     demand: Demand
     patience: Patience
     work: Callable[[], Any]
     result: asyncio.Future[Any]
+    hold: Hold
 
 
 class Computation:
@@ -120,7 +141,7 @@ class Computation:
 
     Args:
         threads: how many; core releases the GIL.
-        most_bytes: of messages that wait or are computed.
+        most_bytes: of messages that wait or are computed, or whose answers wait for their callers.
         most_rewards: the same in rewards.
     """
 
@@ -142,30 +163,40 @@ class Computation:
 
     @property
     def held_bytes(self) -> int:
-        """The size of the messages that wait or are computed."""
+        """The size of the messages that wait or are computed, or whose answers wait for their callers."""
         return self._bytes.held
 
-    async def in_thread(self, demand: Demand, patience: Patience, work: Callable[[], _Result]) -> _Result:
-        """The result of `work`, computed beside the event loop when it is its tenant's turn.
+    async def in_thread(self, demand: Demand, patience: Patience, work: Callable[[], _Result]) -> tuple[_Result, Hold]:
+        """The result of `work`, computed beside the event loop when it is its tenant's turn, and its room.
 
         Raises:
-            Overloaded: there is no room, it would wait too long, or it cannot be ready before its caller's deadline.
+            Overloaded, Hopeless: there is no room, it would wait too long, or it cannot be ready before its caller's
+                deadline.
         """
         loop = asyncio.get_running_loop()
         self._admit(demand, patience)
-        piece = _Piece(demand, patience, work, loop.create_future())
-        self._bytes.take(demand.tenant, demand.message_bytes)
+        hold = self.hold(demand.tenant, demand.message_bytes)
         self._rewards.take(demand.tenant, demand.rewards)
+        piece = _Piece(demand, patience, work, loop.create_future(), hold)
         place = self._queue.push(demand.tenant, self._pace.seconds(demand.variant, demand.visits), piece)
         self._start(loop)
         try:
-            result: _Result = await piece.result
-            return result
-        finally:
+            return await piece.result, hold
+        except asyncio.CancelledError:
             if self._queue.remove(place):
-                self._give_back(demand)
+                self._rewards.give_back(demand.tenant, demand.rewards)
+                hold.end()
+            elif not piece.result.cancelled():
+                hold.end()  # it was ready, and nobody takes it any more
+            raise
+        finally:
             if self._tidying is None:
                 self._tidying = loop.call_later(TIDYING_SECONDS, self._tidy)
+
+    def hold(self, tenant: str, message_bytes: int) -> Hold:
+        """Counts a message as held by a tenant, until it is told that it is no longer."""
+        self._bytes.take(tenant, message_bytes)
+        return Hold(partial(self._give_back, tenant, message_bytes))
 
     async def room(self, tenant: str, message_bytes: int) -> None:
         """Returns once there is room for a message of a tenant's."""
@@ -212,7 +243,8 @@ class Computation:
         while self._free and self._queue:
             piece = self._queue.pop()
             if piece.patience.deadline_passed():
-                self._give_back(piece.demand)
+                self._rewards.give_back(piece.demand.tenant, piece.demand.rewards)
+                piece.hold.end()
                 piece.result.set_exception(DeadlinePassed())
                 continue
             self._free -= 1
@@ -233,19 +265,20 @@ class Computation:
     def _computed(self, piece: _Piece, result: Any, error: BaseException | None, elapsed: float) -> None:
         self._free += 1
         demand = piece.demand
-        self._give_back(demand)
+        self._rewards.give_back(demand.tenant, demand.rewards)
         if error is None or isinstance(error, (DeadlinePassed, CallCancelled)):
             self._pace.measured(demand.variant, demand.visits, elapsed, finished=error is None)
-        if not piece.result.done():
-            if error is None:
-                piece.result.set_result(result)
-            else:
-                piece.result.set_exception(error)
+        if piece.result.done():
+            piece.hold.end()  # its caller is gone
+        elif error is None:
+            piece.result.set_result(result)
+        else:
+            piece.hold.end()
+            piece.result.set_exception(error)
         self._start(piece.result.get_loop())
 
-    def _give_back(self, demand: Demand) -> None:
-        self._bytes.give_back(demand.tenant, demand.message_bytes)
-        self._rewards.give_back(demand.tenant, demand.rewards)
+    def _give_back(self, tenant: str, message_bytes: int) -> None:
+        self._bytes.give_back(tenant, message_bytes)
         for seeker in self._room_seekers:
             if not seeker.done():
                 seeker.set_result(None)

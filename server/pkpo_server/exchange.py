@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from pkpo_core import Violation
 from pkpo_server import codec, metrics
 from pkpo_server.address import peer_host
 from pkpo_server.codec import Answer, Limits, Tally, Work
-from pkpo_server.computation import HANGING_UP_SECONDS, INLINE_BYTES, INLINE_VISITS, Computation, Demand, Patience
+from pkpo_server.computation import HANGING_UP_SECONDS, INLINE_BYTES, INLINE_VISITS, Computation, Demand, Hold, Patience
 from pkpo_server.grants import EVERYTHING, Grant
 from pkpo_server.logs import BoundedLog
 from pkpo_server.metrics import Answered, Metrics, Stages
@@ -102,6 +103,7 @@ class Exchange:
     """Answers one request, and accounts for it once, whatever becomes of it.
 
     Either `now` gives the answer, or `later` must be awaited for it. Both raise only Refusal, and what cancels a task.
+    Once it is `sent`, its room is free.
 
     Args:
         means: what answering takes.
@@ -112,6 +114,7 @@ class Exchange:
 
     __slots__ = (
         "_caller",
+        "_hold",
         "_kind",
         "_means",
         "_message",
@@ -130,6 +133,7 @@ class Exchange:
         self._raw = raw
         self._message_bytes = len(raw)
         self._message: Any = None
+        self._hold: Hold | None = None
         self._patience = Patience(caller.deadline)
         self._reading_seconds = 0.0
         self._started = time.perf_counter()
@@ -137,8 +141,18 @@ class Exchange:
 
     @property
     def tenant(self) -> str:
-        """Whose share of the threads this takes: of the token's holder, else of the run, else of the host that calls."""
+        """Whose share of the threads this takes: of the token's holder, else the run's, else the host's that calls."""
         return self._caller.grant.name or self.request.run_id or self._caller.tenant
+
+    def hold(self, answer: bytes) -> None:
+        """Counts an answer as held, until it is `sent`."""
+        if self._hold is None:
+            self._hold = self._means.computation.hold(self.tenant, len(answer))
+
+    def sent(self) -> None:
+        """The answer has left, or nobody is there to take it."""
+        if self._hold is not None:
+            self._hold.end()
 
     def now(self) -> bytes | None:
         """The answer's bytes, where it is cheap enough to work it out on the event loop; otherwise None."""
@@ -155,7 +169,7 @@ class Exchange:
         """The answer's bytes, worked out in a thread."""
         try:
             with self._means.metrics.in_flight(self._caller.method).track_inprogress():
-                done = await self._means.computation.in_thread(self._demand(), self._patience, self._done)
+                done, self._hold = await self._means.computation.in_thread(self._demand(), self._patience, self._done)
         except asyncio.CancelledError:
             # gRPC cancels the task alike when the caller cancels, when its deadline passes and when a drain is over.
             self._patience.cancel()
@@ -210,6 +224,12 @@ class Exchange:
         refusal = refusal_of(error, self._caller, self._means)
         self._account(refusal.code)
         log_refusal(refusal, self._caller, self._means, **self._names())
+        # An error and the frames that it passed hold each other, until the collector comes by: not the message too.
+        self._raw, self._message = b"", None
+        passed: BaseException | None = error
+        while passed is not None:
+            traceback.clear_frames(passed.__traceback__)
+            passed = passed.__context__
         return refusal
 
     def _account(self, code: grpc.StatusCode) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import os
 import select
 import stat
+import sys
 import threading
 import time
 from datetime import datetime, timezone
@@ -26,7 +28,7 @@ Log = structlog.typing.FilteringBoundLogger
 def configure(level: str, **context: Any) -> Log:
     """The process's log, from `level` up; every line carries `context`.
 
-    Lines of libraries (logging) come out in the same form.
+    Lines of libraries come out in the same form: those that they log, and those that they print.
     """
     lines: Any = Lines(STDERR)
     threshold: int = getattr(logging, level.upper())
@@ -58,6 +60,7 @@ def configure(level: str, **context: Any) -> Log:
         )
     )
     logging.basicConfig(handlers=[handler], level=max(threshold, logging.WARNING), force=True)
+    sys.stderr = Printed()
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**context)
     log: Log = structlog.get_logger()
@@ -111,6 +114,17 @@ class Lines:
                 return False
             self._torn = bool(rest)
         return True
+
+
+class Printed(io.TextIOBase):
+    """What others print to stderr, as lines of the logger "stderr": gRPC prints tracebacks, and so does Python."""
+
+    def write(self, text: str) -> int:
+        """Logs each line of it that says anything."""
+        for line in text.splitlines():
+            if line.strip():
+                logging.getLogger("stderr").error(line)
+        return len(text)
 
 
 class _Bounded(logging.Filter):

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -21,12 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `pkpo-server` and returns its exit status."""
     # gRPC's C core writes lines of its own form to stderr, which is for one JSON object a line.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Whoever started this process may have held signals back.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     allowance.open_standard_streams()
     memory.begin_loading()
     try:
         return _served(sys.argv[1:] if arguments is None else arguments)
     except InvalidSettings as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {error}", file=sys.__stderr__)  # not as a line of the log
         return 2
     except allowance.TooLittle as error:
         from pkpo_server import logs

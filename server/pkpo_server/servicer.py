@@ -121,14 +121,14 @@ class RewardTransformServicer:
         caller = self._caller(kind.method, context)
         try:
             tenant = self._admit(caller)
-            try:
-                exchange = Exchange(self._means, caller, kind, raw)
-                del raw
-                answer = exchange.now()
-                if answer is None:
-                    answer = await exchange.later()
-            finally:
-                self._leave(tenant)
+            # Not when the answer is ready: one that its caller does not read is held by gRPC for as long.
+            context.add_done_callback(lambda _: self._leave(tenant))
+            exchange = Exchange(self._means, caller, kind, raw)
+            del raw
+            answer = exchange.now()
+            if answer is None:
+                answer = await exchange.later()
+                context.add_done_callback(lambda _: exchange.sent())
             # Not in initial metadata, as on a stream: gRPC sends ours only by themselves, which takes longer than to
             # compute a small batch.
             context.set_trailing_metadata(_names(caller))

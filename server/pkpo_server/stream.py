@@ -40,7 +40,7 @@ class Stream:
         self._caller = caller
         self._tokens = tokens
         self._room = asyncio.Semaphore(in_flight)
-        self._answers: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._answers: asyncio.Queue[tuple[bytes, Exchange] | None] = asyncio.Queue()
         self._computing: set[asyncio.Task[None]] = set()
         self._reader: asyncio.Task[None] | None = None
         self._idle = False
@@ -69,6 +69,10 @@ class Stream:
             for task in (self._reader, writer, *self._computing):
                 task.cancel()
             await asyncio.gather(self._reader, writer, *self._computing, return_exceptions=True)
+            while not self._answers.empty():
+                unsent = self._answers.get_nowait()
+                if unsent is not None:
+                    unsent[1].sent()
         if self._failure is not None:
             raise self._failure
         for task in (writer, self._reader):
@@ -107,7 +111,8 @@ class Stream:
                 answer = _error(exchange, refusal)
             tenant = exchange.tenant
             if answer is not None:
-                self._answers.put_nowait(answer)
+                exchange.hold(answer)
+                self._answers.put_nowait((answer, exchange))
                 continue
             task = asyncio.create_task(self._compute(exchange))
             self._computing.add(task)
@@ -118,7 +123,7 @@ class Stream:
             answer = await exchange.later()
         except Refusal as refusal:
             answer = _error(exchange, refusal)
-        self._answers.put_nowait(answer)
+        self._answers.put_nowait((answer, exchange))
 
     def _computed(self, task: asyncio.Task[None]) -> None:
         self._computing.discard(task)
@@ -128,9 +133,13 @@ class Stream:
                 self._reader.cancel()
 
     async def _write(self) -> None:
-        while (answer := await self._answers.get()) is not None:
-            await self._context.write(answer)
-            del answer
+        while (ready := await self._answers.get()) is not None:
+            answer, exchange = ready
+            try:
+                await self._context.write(answer)
+            finally:
+                exchange.sent()
+            del answer, ready
             self._room.release()
 
 

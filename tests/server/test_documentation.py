@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import pkpo_server
-from pkpo_server import documentation, lifecycle, servicer, workers
+from pkpo_server import documentation, lifecycle, pulse, servicer, workers
 from pkpo_server.settings import SETTINGS, flag, variable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +48,7 @@ def test_what_the_page_says_of_times_is_so() -> None:
         f"replaced after {least} s, one that keeps dying after {2 * least} s, {4 * least} s, ... up to {most:g} s"
         in text
     )
+    assert f"no sign of life for {pulse.MOST_MISSED * pulse.BEAT_SECONDS:g} s" in text
     assert f"as often as every {lifecycle.LEAST_PING_INTERVAL_MS // 1000} s" in text
     assert (
         f"after {lifecycle.KEEPALIVE_TIME_MS // 1000} s, and drops it {lifecycle.KEEPALIVE_TIMEOUT_MS // 1000} s later"

@@ -15,6 +15,7 @@ import pkpo
 from live_server import LiveServer, poll
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
+from pkpo_server.logs import REFUSAL_LINES_PER_SECOND
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
@@ -195,3 +196,32 @@ def test_our_own_fault_is_internal_and_told_to_the_log_alone(tmp_path: Path) -> 
         assert answers[2].HasField("response")
         count = 'pkpo_requests_total{code="INTERNAL",method="Transform",variant="SLOO_MINUS_ONE"}'
         assert server.metrics()[count] == 1
+
+
+PRINTING = """
+import threading, traceback
+from pkpo_server import lifecycle
+run = lifecycle.Server.run
+async def printing(self):
+    try:
+        raise RuntimeError('50% of "that" is\\nodd')
+    except RuntimeError:
+        traceback.print_exc()
+    def fail():
+        raise KeyError("in a thread")
+    threading.Thread(target=fail).start()
+    return await run(self)
+lifecycle.Server.run = printing
+"""
+
+
+def test_what_others_print_comes_in_lines_of_the_same_form(tmp_path: Path) -> None:
+    """gRPC prints the traceback of a status that it could not send, as when a server stops under a call."""
+    (tmp_path / "sitecustomize.py").write_text(PRINTING)
+    with LiveServer(env={"PYTHONPATH": str(tmp_path)}) as server:
+        # Each line is JSON, or log_lines would raise.
+        printed = [line["event"] for line in server.log_lines() if line.get("logger") == "stderr"]
+    assert printed[0] == "Traceback (most recent call last):"
+    assert 'RuntimeError: 50% of "that" is' in printed
+    assert "odd" in printed
+    assert len(printed) <= REFUSAL_LINES_PER_SECOND * 2

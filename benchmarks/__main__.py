@@ -1,4 +1,4 @@
-"""Measures and prints: python -m benchmarks [SECTION ...] [--quick] [--strict] [--write PAGE]."""
+"""Measures and prints: python -m benchmarks [SECTION ...] [--quick] [--strict] [--minutes M] [--write PAGE]."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import budget, fleet, growth, in_process, memory, page, served, servers, start, workers
+from benchmarks import budget, fleet, growth, in_process, memory, overload, page, served, servers, start, workers
 from benchmarks.measurement import Effort
 from benchmarks.table import BAR_HEADER, Result, markdown
 
@@ -23,6 +23,7 @@ REPORTS: dict[str, Callable[[Effort], str]] = {
     "servers": servers.report,
     "growth": growth.report,
     "fleet": fleet.report,
+    "overload": overload.report,
 }
 
 
@@ -34,6 +35,7 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="only long enough to see that everything works")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a bar is not met")
+    parser.add_argument("--minutes", type=float, default=3.0, help="how long a server is overloaded (default: 3)")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write the tables between the markers of this page")
     arguments = parser.parse_args()
     unknown = set(arguments.sections) - {*BARS, *REPORTS}
@@ -41,7 +43,7 @@ def main() -> int:
         parser.error(f"unknown section {sorted(unknown)[0]}; must be of {', '.join((*BARS, *REPORTS))}")
     if arguments.quick and (arguments.strict or arguments.write):
         parser.error("--quick measures nothing to judge or to write down; must be without --strict and --write")
-    effort = Effort(arguments.quick)
+    effort = Effort(arguments.quick, 0.03 if arguments.quick else arguments.minutes)
 
     def verdict(result: Result) -> str:
         return "tried" if arguments.quick else result.cells()[-1] or "n/a"

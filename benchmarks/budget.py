@@ -61,7 +61,8 @@ def _stages(groups: int, n: int, effort: Effort) -> dict[str, float]:
         settings.max_estimate_k,
     )
     request = Request(metrics.NO_VARIANT)
-    answer = TRANSFORM.read(raw, limits, request).run(Patience(None))
+    work = TRANSFORM.read(raw, limits, request)
+    answer = work.run(Patience(None))
     written = TRANSFORM.encode(answer, request)
     sent = Batch(
         timeout=30.0,
@@ -93,7 +94,7 @@ def _stages(groups: int, n: int, effort: Effort) -> dict[str, float]:
     stages |= {
         "gRPC and the network, both ways (an echo)": wire,
         "server: request parsed and checked": of(lambda: TRANSFORM.read(raw, limits, Request(metrics.NO_VARIANT))),
-        "server: the transform and the answer's parts": of(partial(request.work.run, Patience(None))),
+        "server: the transform and the answer's parts": of(partial(work.run, Patience(None))),
         "server: answer written": of(partial(TRANSFORM.encode, answer, request)),
         "server: counted": asyncio.run(
             _counting(of, Metrics(CollectorRegistry(), Runs(8, 3600.0, structlog.get_logger())), answer.tally)

@@ -23,9 +23,11 @@ class Effort:
 
     Attributes:
         quick: just long enough to see that everything works.
+        minutes: how long a server is overloaded.
     """
 
     quick: bool
+    minutes: float = 3.0
 
     def of(self, full: int, quick: int = 2) -> int:
         """`full`, or `quick` where that is asked for."""

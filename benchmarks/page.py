@@ -1,4 +1,4 @@
-"""docs/performance.md, where tables stand between markers: <!-- NAME --> ... <!-- end of NAME -->."""
+"""Pages in which tables stand between markers: <!-- NAME --> ... <!-- end of NAME -->."""
 
 from __future__ import annotations
 
@@ -12,18 +12,27 @@ from pathlib import Path
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
-    """The page with these tables in place of what stood there.
+    """The page with these tables in place of what stood there, and where they were measured.
 
     Raises:
         ValueError: a table has no place in the page.
     """
     for name, table in {**tables, "machine": machine()}.items():
-        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"the page must have {begin} and {end} once")
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}"
+        text = with_table(text, name, table)
     return text
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """The page with this table in place of what stood there.
+
+    Raises:
+        ValueError: it has no place in the page.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"the page must have {begin} and {end} once")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}"
 
 
 def machine() -> str:

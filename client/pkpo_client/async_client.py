@@ -22,7 +22,7 @@ from pkpo_client.errors import ClientClosed
 from pkpo_client.operations import Plan
 from pkpo_client.options import Defaults
 from pkpo_client.outage import Outage
-from pkpo_client.remote import NO_ANSWER, PROBE_SECONDS, Ask, Compute, Remote
+from pkpo_client.remote import NO_ANSWER, PROBE_SECONDS, Ask, Compute, Pause, Remote
 from pkpo_client.results import ArrayT
 from pkpo_client.work import Info, Operation, ResultT, Work
 
@@ -92,7 +92,9 @@ class AsyncClient(Remote):
         """The answer to `work` within `seconds`."""
         return self._known(work) or await run_async(self._answering(work, seconds), self._do)
 
-    async def _do(self, task: Ask | Compute) -> Any:
+    async def _do(self, task: Ask | Pause | Compute) -> Any:
+        if isinstance(task, Pause):
+            return await asyncio.sleep(task.seconds)
         if isinstance(task, Compute):
             assert self._engine is not None
             return await asyncio.get_running_loop().run_in_executor(None, self._engine.answer, task.work)
@@ -106,17 +108,19 @@ class AsyncClient(Remote):
                 method.request(work),
                 timeout=None if seconds == math.inf else seconds,
                 metadata=self._endpoint.metadata,
+                wait_for_ready=task.patient,
             )
             response = await call
         except grpc.RpcError as failure:
             self._check_open()
-            raise self._error(failure, time.monotonic() - started, connection.is_ready()) from failure
+            waited = task.waited + time.monotonic() - started
+            raise self._error(failure, waited, connection.is_ready()) from failure
         except (asyncio.CancelledError, grpc.aio.UsageError):
             # What gRPC says to calls under way when the channel is closed, and to those made afterwards.
             self._check_open()
             raise
         self._learn_version(await call.initial_metadata(), await call.trailing_metadata())
-        return method.answer(work, response)
+        return codec.answer(work, response)
 
     def _is_connected(self) -> bool:
         return self._connected().is_ready()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic
 import grpc
 import grpc.aio
 
-from pkpo_client.errors import PkpoError
+from pkpo_client.errors import PkpoError, ServerError
 from pkpo_client.operations import Plan, failing
 from pkpo_client.results import ArrayT, TransformResult
 from pkpo_client.window import Clock, Item, Window
@@ -132,7 +132,7 @@ class AsyncStream(Generic[ArrayT]):
         else:
             if self._call is None:
                 connection = self._client._connected()
-                self._call = _Call(connection.calls.stream, self._client._endpoint.metadata)
+                self._call = _Call(connection.calls.stream, self._client._endpoint.metadata, self._client._patient)
             self._call.send(self._window.send(item))
         return True
 
@@ -158,6 +158,10 @@ class AsyncStream(Generic[ArrayT]):
                 if message is grpc.aio.EOF:
                     await self._ended(None)
                     continue
+                if isinstance(message, ServerError):
+                    await self._drop_call()
+                    self._window.end(message)
+                    continue
                 if not self._call.answered:
                     self._call.answered = True
                     self._client._learn_version(await self._call.rpc.initial_metadata())
@@ -168,14 +172,13 @@ class AsyncStream(Generic[ArrayT]):
         assert self._call is not None
         # Where a call ends while a message is being sent, asyncio's gRPC says INTERNAL whatever the service said.
         unsaid = failure is not None and failure.code() is grpc.StatusCode.INTERNAL and self._call.sending
+        carried = self._call.metadata
         await self._drop_call()
         self._client._check_open()
         if failure is None or unsaid:
             self._window.end(None)
-            return
-        error = self._client._error(failure, self._clock.now(), True)
-        error.__cause__ = failure
-        self._window.end(error)
+        else:
+            self._window.end(self._client._end_of_stream(failure, carried, self._clock.now()))
 
     async def _await_arrival(self) -> None:
         awaited: set[asyncio.Future[Any]] = set()
@@ -207,10 +210,11 @@ class _Call:
         sending: whether a message is being sent, or could not be.
     """
 
-    def __init__(self, method: Any, metadata: Any) -> None:
+    def __init__(self, method: Any, metadata: Any, patient: bool) -> None:
         self.answered = False
         self.sending = False
-        self.rpc = method(metadata=metadata)
+        self.metadata = metadata
+        self.rpc = method(metadata=metadata, wait_for_ready=patient)
         self._requests: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._writing = asyncio.create_task(self._write())
         self.read_on()

@@ -1,8 +1,7 @@
 """The channel to the service: where it is, who is calling, and what gRPC does unasked.
 
-gRPC itself retries (UNAVAILABLE, RESOURCE_EXHAUSTED and what a server cancels, with backoff, heeding the server's
-pushback), waits for a connection, balances over all addresses of a name, and notices dead connections. All of it is
-said here, once.
+gRPC itself waits for a connection, balances over all addresses of a name, and notices dead connections. All of it is
+said here, once. It also makes calls again that no server has seen; of the others that fail `attempts` decides.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import grpc.aio
 
 from pkpo_client.errors import ClientClosed, refused
 from pkpo_client.splitting import LARGEST_MESSAGE_BYTES
+from pkpo_client.token_file import TokenFile, checked_token
 
 VERSION_METADATA = "pkpo-server-version"
 
@@ -27,26 +27,10 @@ _DNS = re.compile(r"dns:(//[^/\s]*/)?(?P<name>\S+)")
 _IP = re.compile(r"ipv[46]:(?P<name>\S+)")
 _UNIX = re.compile(r"unix(-abstract)?:\S+")
 _OTHER_RESOLVERS = ("xds:", "google-c2p:", "vsock:")
-_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        # A stream does not fail as a whole: it sends again what was not answered (see `window`), by itself.
-        {"name": [{"service": "pkpo.v1.RewardTransformService", "method": "TransformStream"}], "waitForReady": True},
-        {
-            "name": [{}],
-            "waitForReady": True,
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "5s",
-                "backoffMultiplier": 3,
-                # A server that stops cancels a call that arrives at that very moment. What we cancel is not.
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
-            },
-        },
-    ],
+    "methodConfig": [{"name": [{}], "waitForReady": True}],
 }
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (
@@ -55,7 +39,7 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
-    # gRPC retries only what fits this buffer; its default of 256 KiB would leave large batches without retries.
+    # gRPC makes a call again only where it fits this buffer; its default of 256 KiB would leave large batches out.
     ("grpc.per_rpc_retry_buffer_size", LARGEST_MESSAGE_BYTES + 2**16),
     # A peer that vanished without a word is noticed within the default timeout, while calls are under way.
     ("grpc.keepalive_time_ms", 20_000),
@@ -79,7 +63,8 @@ class Endpoint:
     Args:
         address: "host:port", "dns:///host:port" (all addresses of the name), or "unix:/path".
         credentials: of TLS, from `grpc.ssl_channel_credentials`; None for plaintext.
-        token: sent as `authorization: Bearer <token>` with every call. Never in plaintext off this machine.
+        token: sent as `authorization: Bearer <token>` with every call. Never in plaintext off this machine. A path is
+            that of a file which holds it; a change of the file counts from the next call on.
 
     Raises:
         InvalidArgument: `address` is none, `token` cannot be one, or it would travel in the clear.
@@ -87,7 +72,8 @@ class Endpoint:
 
     address: str
     credentials: grpc.ChannelCredentials | None = None
-    token: str | None = field(default=None, repr=False)
+    token: str | os.PathLike[str] | None = field(default=None, repr=False)
+    _file: TokenFile | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         here = _is_this_machine(self.address)
@@ -95,8 +81,10 @@ class Endpoint:
             raise refused("credentials", f"is a {type(self.credentials).__name__}; must be grpc.ChannelCredentials")
         if self.token is None:
             return
-        if not isinstance(self.token, str) or not _TOKEN.fullmatch(self.token):
-            raise refused("token", "is not shown; must be one word of printable ASCII")
+        if isinstance(self.token, os.PathLike):
+            object.__setattr__(self, "_file", TokenFile(self.token))
+        else:
+            checked_token(self.token)
         if self.credentials is None and not here:
             raise refused(
                 "token", f"would travel in plaintext to {self.address}; give credentials=grpc.ssl_channel_credentials()"
@@ -104,8 +92,9 @@ class Endpoint:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What every call carries."""
-        return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+        """What every call carries from now on."""
+        token = self.token if self._file is None else self._file.token()
+        return () if token is None else (("authorization", f"Bearer {token}"),)
 
     def channel(self) -> grpc.Channel:
         """A channel to it."""

@@ -22,7 +22,7 @@ from pkpo_client.errors import ClientClosed
 from pkpo_client.operations import Plan
 from pkpo_client.options import Defaults
 from pkpo_client.outage import Outage
-from pkpo_client.remote import NO_ANSWER, PROBE_SECONDS, Ask, Compute, Remote
+from pkpo_client.remote import NO_ANSWER, PROBE_SECONDS, Ask, Compute, Pause, Remote
 from pkpo_client.results import ArrayT
 from pkpo_client.stream import Stream
 from pkpo_client.work import Info, Operation, ResultT, Work
@@ -67,6 +67,7 @@ class Client(Remote):
     def close(self) -> None:
         """Ends the calls under way and the connection. Closing again does nothing."""
         self._closed = True
+        self._closing.set()
         with self._lock:
             connection, self._connection = self._connection, None
         if connection is not None:
@@ -90,7 +91,9 @@ class Client(Remote):
         """The answer to `work` within `seconds`."""
         return self._known(work) or run(self._answering(work, seconds), self._do)
 
-    def _do(self, task: Ask | Compute) -> Any:
+    def _do(self, task: Ask | Pause | Compute) -> Any:
+        if isinstance(task, Pause):
+            return self._closing.wait(task.seconds)
         if isinstance(task, Compute):
             assert self._engine is not None
             return self._engine.answer(task.work)
@@ -104,17 +107,18 @@ class Client(Remote):
                 method.request(work),
                 timeout=None if seconds == math.inf else seconds,
                 metadata=self._endpoint.metadata,
+                wait_for_ready=task.patient,
             )
         except grpc.RpcError as failure:
             self._check_open()
             connected = failure.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or connection.is_ready()
-            raise self._error(failure, time.monotonic() - started, connected) from failure
+            raise self._error(failure, task.waited + time.monotonic() - started, connected) from failure
         except ValueError:
             # gRPC's way of saying that another thread has closed the channel meanwhile.
             self._check_open()
             raise
         self._learn_version(call.initial_metadata(), call.trailing_metadata())
-        return method.answer(work, response)
+        return codec.answer(work, response)
 
     def _is_connected(self) -> bool:
         return self._connected().is_ready()

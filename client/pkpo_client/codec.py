@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from pkpo import packed
@@ -49,8 +49,20 @@ def method(work: Work) -> Method:
     return _METHODS[type(work)]
 
 
+def answer(work: Work, response: Message | ServerError | None) -> Any:
+    """What the response says of `work`. Raises ServerError where it is none, or does not fit the work."""
+    if response is None:
+        # gRPC takes a status of OK for an answer.
+        raise _misfit("it ended well and had no message")
+    if isinstance(response, ServerError):
+        raise response
+    return method(work).answer(work, response)
+
+
 class Calls:
     """What can be called on a channel of either API. Requests are given as bytes.
+
+    What comes back is a message, or the `ServerError` that says it is none.
 
     Attributes:
         unary: by kind of work.
@@ -59,11 +71,11 @@ class Calls:
 
     def __init__(self, channel: Any) -> None:
         self.unary: dict[type[Work], Any] = {
-            kind: channel.unary_unary(travels.path, response_deserializer=travels.response.FromString)
+            kind: channel.unary_unary(travels.path, response_deserializer=_reading(travels.response))
             for kind, travels in _METHODS.items()
         }
         self.stream: Any = channel.stream_stream(
-            _path("TransformStream"), response_deserializer=pb.TransformStreamResponse.FromString
+            _path("TransformStream"), response_deserializer=_reading(pb.TransformStreamResponse)
         )
 
 
@@ -202,6 +214,21 @@ def _misfit(what: str) -> ServerError:
     return ServerError(f"the server's answer does not fit the request: {what}", code="DATA_LOSS")
 
 
+def _reading(kind: type[Message]) -> Callable[[bytes], Message | ServerError]:
+    """What reads the messages of a kind."""
+
+    # What it raised, gRPC would log, and answer with None.
+    def read(raw: bytes) -> Message | ServerError:
+        try:
+            return kind.FromString(raw)
+        except DecodeError as error:
+            unreadable = _misfit(f"{len(raw)} bytes that are no {kind.DESCRIPTOR.full_name}")
+            unreadable.__cause__ = error
+            return unreadable
+
+    return read
+
+
 def _path(name: str) -> str:
     return f"/{_SERVICE}/{name}"
 
@@ -212,4 +239,4 @@ _METHODS: dict[type[Work], Method] = {
     Info: Method(_path("GetServerInfo"), _info_request, pb.GetServerInfoResponse, _info_answer),
 }
 
-__all__ = ["Calls", "Method", "advantages", "method", "stream_request", "transform_request"]
+__all__ = ["Calls", "Method", "advantages", "answer", "method", "stream_request", "transform_request"]

@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", "-o", default="-", metavar="FILE", help="where to write (default: standard output)"
     )
     _add_address(transform, "a service to compute it (default: this process computes)")
+    _add_run_id(transform)
     transform.set_defaults(run=_transform)
 
     evaluate = commands.add_parser(
@@ -180,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Transforms random rewards again and again, one call at a time, and prints latency and throughput.",
     )
     _add_address(bench, "of the service (default: this process computes)")
+    _add_run_id(bench)
     bench.add_argument("--groups", type=_at_least_one, default=1024, help="in a call (default: %(default)s)")
     bench.add_argument("--samples", type=_at_least_one, default=16, help="in a group (default: %(default)s)")
     bench.add_argument("--k", type=_at_least_one, default=8, help="of the transform (default: %(default)s)")
@@ -227,6 +229,15 @@ def _add_address(parser: argparse.ArgumentParser, meaning: str, default: str | N
             metavar="FILE",
             help=f"{meaning}; {variable} sets it too",
         )
+
+
+def _add_run_id(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run-id",
+        default=os.environ.get("PKPO_RUN_ID", ""),
+        metavar="NAME",
+        help="the run that the calls are for, in the service's metrics and by its tokens; PKPO_RUN_ID sets it too",
+    )
 
 
 def _seconds(text: str) -> float:
@@ -293,12 +304,18 @@ def _picture(text: str) -> str:
 
 
 def _client(arguments: argparse.Namespace) -> Client | LocalClient:
-    return _remote(arguments) if arguments.address else LocalClient()
+    return _remote(arguments, arguments.run_id) if arguments.address else LocalClient()
 
 
-def _remote(arguments: argparse.Namespace) -> Client:
+def _remote(arguments: argparse.Namespace, run_id: str = "") -> Client:
     files = IdentityFiles(**{name: getattr(arguments, name) for name in NAMES})
-    return Client(arguments.address, credentials=files.credentials(), token=files.token(), timeout=arguments.timeout)
+    return Client(
+        arguments.address,
+        credentials=files.credentials(),
+        token=files.token(),
+        run_id=run_id,
+        timeout=arguments.timeout,
+    )
 
 
 def _transform(arguments: argparse.Namespace) -> None:

@@ -15,9 +15,9 @@ class IdentityFiles:
     """Paths; empty where there is none.
 
     Attributes:
-        ca_file: certificate authorities in PEM, of a service that is reached by TLS.
-        certificate_file, key_file: the caller's own, in PEM, where the service asks for them.
-        token_file: that holds the bearer token.
+        ca_file: certificate authorities in PEM, of a service that is reached by TLS; read when the client is made.
+        certificate_file, key_file: the caller's own, in PEM, where the service asks for them; read then as well.
+        token_file: that holds the bearer token; a change counts from the next call on.
     """
 
     ca_file: str = ""
@@ -36,10 +36,9 @@ class IdentityFiles:
         ca, key, certificate = (self._content(name) for name in ("ca_file", "key_file", "certificate_file"))
         return grpc.ssl_channel_credentials(ca, key, certificate) if ca or key else None
 
-    def token(self) -> str | None:
+    def token(self) -> Path | None:
         """For `Client(token=...)`. Raises InvalidArgument where the file cannot be read."""
-        content = self._content("token_file")
-        return None if content is None else content.decode("ascii", "replace").strip()
+        return None if self._content("token_file") is None else Path(self.token_file)
 
     def _content(self, name: str) -> bytes | None:
         path = getattr(self, name)

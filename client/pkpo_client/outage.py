@@ -14,6 +14,9 @@ import time
 
 logger = logging.getLogger("pkpo_client")
 
+# Between probes: a service that is starting says no at once, and every batch that is computed here would ask again.
+_PAUSE_SECONDS = 0.2
+
 
 class Outage:
     """Whether the service is away. Safe to use from any thread.
@@ -28,6 +31,7 @@ class Outage:
         self._since: float | None = None
         self._batches = 0
         self._probing = False
+        self._probe_at = 0.0
 
     @property
     def ongoing(self) -> bool:
@@ -40,6 +44,7 @@ class Outage:
             if self._since is not None:
                 return
             self._since, self._batches = time.monotonic(), 0
+            self._probe_at = 0.0
         logger.warning(
             "%s cannot be reached (tried for %.1f s); computing in this process until it is back", self._address, waited
         )
@@ -60,9 +65,9 @@ class Outage:
         )
 
     def may_probe(self) -> bool:
-        """Whether to start a probe now: once in an outage, and again when one has ended in vain."""
+        """Whether to start a probe now: once in an outage, and again a moment after one has ended in vain."""
         with self._lock:
-            if self._since is None or self._probing:
+            if self._since is None or self._probing or time.monotonic() < self._probe_at:
                 return False
             self._probing = True
             return True
@@ -71,6 +76,7 @@ class Outage:
         """A probe has ended: with an answer of the service, whatever it was, or without."""
         with self._lock:
             self._probing = False
+            self._probe_at = time.monotonic() + _PAUSE_SECONDS
         if answered:
             self.end()
 

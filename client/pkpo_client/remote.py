@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -13,6 +14,7 @@ import grpc
 
 from pkpo import __version__
 from pkpo_client import status
+from pkpo_client.attempts import Attempts
 from pkpo_client.channel import Endpoint, server_version
 from pkpo_client.errors import (
     ClientClosed,
@@ -38,9 +40,25 @@ PROBE_SECONDS = 60.0
 
 @dataclass(eq=False, slots=True)
 class Ask:
-    """To be asked of the service: `work`, within `seconds`."""
+    """To be asked of the service.
+
+    Attributes:
+        work: what.
+        seconds: that this attempt may take.
+        waited: seconds that the earlier ones took.
+        patient: whether to wait for a connection where there is none.
+    """
 
     work: Work
+    seconds: float
+    waited: float
+    patient: bool
+
+
+@dataclass(eq=False, slots=True)
+class Pause:
+    """Nothing to be done for `seconds`."""
+
     seconds: float
 
 
@@ -58,7 +76,7 @@ class Remote(ABC):
         address: "host:port", "dns:///host:port" (balanced over all addresses of the name) or "unix:/path".
         credentials: of TLS, from `grpc.ssl_channel_credentials`; None for plaintext.
         token: a bearer token, sent in the `authorization` metadata of every call. Refused in plaintext to anything but
-            this machine.
+            this machine. Given a path, the token that this file holds: a change of it counts from the next call on.
         fallback: "local" computes in this process, with the same bits, while the service is unreachable (needs
             `pip install 'pkpo[local]'`); None raises.
         variant: of calls that do not say theirs, as are the following: "sloo_minus_one".
@@ -80,7 +98,7 @@ class Remote(ABC):
         address: str,
         *,
         credentials: grpc.ChannelCredentials | None = None,
-        token: str | None = None,
+        token: str | os.PathLike[str] | None = None,
         fallback: str | None = None,
         variant: str = "sloo_minus_one",
         scale: str = "sum",
@@ -98,6 +116,7 @@ class Remote(ABC):
         self._lock = threading.Lock()
         self._limits: Limits | None = None
         self._closed = False
+        self._closing = threading.Event()
         self.server_version = None
 
     @property
@@ -129,6 +148,11 @@ class Remote(ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
+    @property
+    def _patient(self) -> bool:
+        """Whether to wait for a service that is away for now: not where this process can compute."""
+        return self._engine is None
+
     def _check_open(self) -> None:
         if self._closed:
             raise ClientClosed(f"this client of {self.address} was closed; make another one")
@@ -148,16 +172,17 @@ class Remote(ABC):
         """The answer to `work` where nobody need be asked for it."""
         return self._limits if isinstance(work, ServerLimits) else None
 
-    def _answering(self, work: Work, seconds: float) -> Generator[Ask | Compute, Any, Any]:
+    def _answering(self, work: Work, seconds: float) -> Generator[Ask | Pause | Compute, Any, Any]:
         """How `work` is answered within `seconds`: by the service, or by this process while the service is away."""
         if self._outage.ongoing and not isinstance(work, Info):
             self._probe()
             return (yield from self._answering_here(work))
         started = time.monotonic()
+        patient = self._patient or isinstance(work, Info)
         try:
             if isinstance(work, ServerLimits):
-                return (yield from self._asking_limits(seconds))
-            return (yield Ask(work, seconds))
+                return (yield from self._asking_limits(seconds, patient))
+            return (yield from self._asking(work, seconds, patient))
         except Unavailable:
             if self._engine is None or isinstance(work, Info):
                 raise
@@ -172,9 +197,21 @@ class Remote(ABC):
         self._outage.computed_here()
         return (yield Compute(work))
 
-    def _asking_limits(self, seconds: float) -> Generator[Ask, Any, Limits]:
+    def _asking(self, work: Work, seconds: float, patient: bool) -> Generator[Ask | Pause, Any, Any]:
+        """The answer of the service to `work`, which is asked for again where that may help."""
+        attempts = Attempts(seconds, patient)
+        while True:
+            try:
+                return (yield Ask(work, attempts.seconds_left, attempts.waited, patient))
+            except PkpoError as error:
+                pause = attempts.pause_after(error)
+                if pause is None:
+                    raise
+            yield Pause(pause)
+
+    def _asking_limits(self, seconds: float, patient: bool) -> Generator[Ask | Pause, Any, Limits]:
         try:
-            limits: Limits = (yield Ask(Info(seconds), seconds)).limits
+            limits: Limits = (yield from self._asking(Info(seconds), seconds, patient)).limits
         except (PermissionDenied, Unauthenticated):
             limits = DEFAULT_LIMITS
         except ServerError as error:
@@ -195,9 +232,14 @@ class Remote(ABC):
     def _give_up_overdue(self, window: Window, now: float) -> bool:
         """Ends what a stream has waited for too long: computed here while the service is away, else an error.
 
+        Who can compute here does not wait until then where nobody answers.
+
         Returns:
             Whether the call is to be given up too, for nothing comes from it.
         """
+        if self._engine is not None and window.nobody_answers:
+            self._outage.begin(window.waited)
+            window.start_over()
         overdue = window.overdue()
         if not overdue:
             return False
@@ -205,7 +247,7 @@ class Remote(ABC):
         silent = connected and window.heard_nothing_since(overdue[0])
         if not connected and self._engine is not None:
             self._outage.begin(now - overdue[0].started)
-            window.recall()
+            window.start_over()
             return False
         for item in overdue:
             window.give_up(item, self._late(now - item.started, connected))
@@ -219,10 +261,22 @@ class Remote(ABC):
             return status.unreachable(self.address, waited)
         return status.error_of_call(failure, self.address, waited)
 
+    def _end_of_stream(self, failure: Any, carried: Any, waited: float) -> PkpoError | None:
+        """The error that a stream's call ended with; None where another call, with the token of now, may go on.
+
+        Args:
+            failure: the `grpc.RpcError` of the call.
+            carried: the metadata it was made with.
+            waited: seconds it took.
+        """
+        error = self._error(failure, waited, True)
+        error.__cause__ = failure
+        return None if isinstance(error, Unauthenticated) and self._endpoint.metadata != carried else error
+
     def _late(self, waited: float, connected: bool) -> PkpoError:
         """The error of a batch whose time is up."""
         late = status.deadline_exceeded if connected else status.unreachable
         return late(self.address, waited)
 
 
-__all__ = ["NO_ANSWER", "PROBE_SECONDS", "Ask", "Compute", "Remote"]
+__all__ = ["NO_ANSWER", "PROBE_SECONDS", "Ask", "Compute", "Pause", "Remote"]

@@ -5,6 +5,8 @@ By the status code and the standard details (google.rpc BadRequest and RetryInfo
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,6 +30,15 @@ from pkpo_client.errors import (
     Violation,
 )
 
+#: What gRPC says of a call whose connection, or whose stream in it, ended before its answer did.
+_BREAKS = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+)
+_PUSHBACK = "grpc-retry-pushback-ms"
+_MILLISECONDS = re.compile(r"[0-9]{1,9}")
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -69,6 +80,22 @@ def error_of_message(error: pb.TransformError, address: str, waited: float) -> P
         address,
         waited,
     )
+
+
+def is_break(failure: Any) -> bool:
+    """Whether a call that gRPC says failed was broken off, and its status is nobody's answer."""
+    # Servers and proxies that say a status say something beside it: who answers, or when to come back.
+    return isinstance(failure, grpc.RpcError) and failure.code() in _BREAKS and not failure.trailing_metadata()
+
+
+def pushback(failure: Any) -> float | None:
+    """Seconds after which a call that failed is asked to be made again: inf for never, None where nobody says."""
+    metadata: Any = failure.trailing_metadata() if isinstance(failure, grpc.RpcError) else None
+    # As gRPC's own retries heed it: whatever is no number of milliseconds means never.
+    said = next((value for key, value in metadata or () if key == _PUSHBACK), None)
+    if said is None:
+        return None
+    return int(said) / 1000 if _MILLISECONDS.fullmatch(said) else math.inf
 
 
 def unreachable(address: str, waited: float) -> Unreachable:
@@ -127,4 +154,11 @@ def _details(failure: Any) -> list[Any]:
     return [] if status is None else list(status.details)
 
 
-__all__ = ["deadline_exceeded", "error_of_call", "error_of_message", "unreachable"]
+__all__ = [
+    "deadline_exceeded",
+    "error_of_call",
+    "error_of_message",
+    "is_break",
+    "pushback",
+    "unreachable",
+]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic
 import grpc
 
 from pkpo.v1 import reward_transform_pb2 as pb
-from pkpo_client.errors import PkpoError
+from pkpo_client.errors import PkpoError, ServerError
 from pkpo_client.operations import Plan, failing
 from pkpo_client.results import ArrayT, TransformResult
 from pkpo_client.window import Clock, Item, Window
@@ -115,7 +115,7 @@ class Stream(Generic[ArrayT]):
         else:
             if self._call is None:
                 connection = self._client._connected()
-                self._call = _Call(connection.calls.stream, self._client._endpoint.metadata)
+                self._call = _Call(connection.calls.stream, self._client._endpoint.metadata, self._client._patient)
             self._call.send(self._window.send(item))
         return True
 
@@ -146,7 +146,7 @@ class Stream(Generic[ArrayT]):
         except queue.Empty:
             return
 
-    def _take(self, event: pb.TransformStreamResponse | grpc.RpcError | None) -> None:
+    def _take(self, event: pb.TransformStreamResponse | ServerError | grpc.RpcError | None) -> None:
         assert self._call is not None
         if isinstance(event, pb.TransformStreamResponse):
             if not self._call.answered:
@@ -154,14 +154,13 @@ class Stream(Generic[ArrayT]):
                 self._client._learn_version(self._call.rpc.initial_metadata())
             self._window.receive(event)
             return
+        carried = self._call.metadata
         self._drop_call()
         self._client._check_open()
-        if event is None:
-            self._window.end(None)
-            return
-        error = self._client._error(event, self._clock.now(), True)
-        error.__cause__ = event
-        self._window.end(error)
+        if event is None or isinstance(event, ServerError):
+            self._window.end(event)
+        else:
+            self._window.end(self._client._end_of_stream(event, carried, self._clock.now()))
 
     def _finish(self) -> None:
         if self._call is not None:
@@ -177,11 +176,13 @@ class Stream(Generic[ArrayT]):
 class _Call:
     """An open call: `send` queues a message, `events` holds what came back, and at last a status (None for OK)."""
 
-    def __init__(self, method: Any, metadata: Any) -> None:
-        self.events: queue.SimpleQueue[pb.TransformStreamResponse | grpc.RpcError | None] = queue.SimpleQueue()
+    def __init__(self, method: Any, metadata: Any, patient: bool) -> None:
+        self.events: queue.SimpleQueue[pb.TransformStreamResponse | ServerError | grpc.RpcError | None]
+        self.events = queue.SimpleQueue()
         self.answered = False
+        self.metadata = metadata
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self.rpc = method(iter(self._requests.get, None), metadata=metadata)
+        self.rpc = method(iter(self._requests.get, None), metadata=metadata, wait_for_ready=patient)
         self._receiver = threading.Thread(
             target=_receive, args=(self.rpc, self.events), name="pkpo-stream-receiver", daemon=True
         )

@@ -16,12 +16,13 @@ from typing import Any
 
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_client import codec
+from pkpo_client.attempts import ATTEMPTS
 from pkpo_client.errors import Cancelled, Overloaded, PkpoError, ServerError, Unavailable
 from pkpo_client.status import error_of_message
 from pkpo_client.work import Batch, Operation, Work
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 2.0
-_MOST_RESETS = 3
+_RESETS, _MOST_RESETS = ("INTERNAL", "UNKNOWN", "DATA_LOSS"), 3
 
 
 class Clock:
@@ -134,6 +135,16 @@ class Window:
         """Whether the stream broke since the service last answered."""
         return self._breaks > 0
 
+    @property
+    def nobody_answers(self) -> bool:
+        """Whether the stream broke so often since that there is no use in waiting for the service."""
+        return self._breaks >= ATTEMPTS
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the first batch has waited."""
+        return self._clock.now() - self._items[0].started if self._items else 0.0
+
     def admit(self, operation: Operation[Any]) -> Item:
         """Another batch."""
         item = Item(operation, self._clock.now())
@@ -205,8 +216,9 @@ class Window:
 
     def _was_reset(self, error: PkpoError) -> bool:
         # A proxy whose server died resets its streams, and gRPC calls that INTERNAL, as it would a server's own fault.
-        # A fault comes again; then the batch that provokes it, sent alone after a break, learns of it.
-        return isinstance(error, ServerError) and error.code == "INTERNAL" and self._breaks < _MOST_RESETS
+        # A connection whose bytes TLS finds corrupted is UNKNOWN to it; without TLS one may bring what is no message. A
+        # fault comes again; then the batch that provokes it, sent alone after a break, learns of it.
+        return isinstance(error, ServerError) and error.code in _RESETS and self._breaks < _MOST_RESETS
 
     def recall(self, delay: float = 0.0) -> None:
         """Everything in flight is to be sent again, and nothing is sent for `delay` seconds."""
@@ -215,6 +227,11 @@ class Window:
         for item in self._in_flight.values():
             item.in_flight = False
         self._in_flight.clear()
+
+    def start_over(self) -> None:
+        """Everything in flight is to be answered by somebody else, and what broke is forgotten."""
+        self._breaks = 0
+        self.recall()
 
     def overdue(self) -> list[Item]:
         """The batches whose time is up."""

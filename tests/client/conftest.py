@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from faulty_proxy import FaultyProxy
+from flavour import Flavour, RecordingError
 from live_server import LiveServer, poll
-from pkpo_client import AsyncClient, Client, LocalClient, PkpoError
+from pkpo_client import Client, LocalClient
 
 
 @pytest.fixture(scope="session")
@@ -74,59 +75,6 @@ def proxy(server: LiveServer) -> Iterator[FaultyProxy]:
         yield made
     finally:
         made.stop()
-
-
-class Flavour:
-    """The same calls on `Client` and on `AsyncClient`."""
-
-    def __init__(self, asynchronous: bool) -> None:
-        self.asynchronous = asynchronous
-
-    def call(self, address: str, method: str, *args: Any, of_client: Any = None, **options: Any) -> Any:
-        """What one call gives on a client made for it."""
-
-        async def main() -> Any:
-            async with AsyncClient(address, **(of_client or {})) as made:
-                return await getattr(made, method)(*args, **options)
-
-        if self.asynchronous:
-            return asyncio.run(main())
-        with Client(address, **(of_client or {})) as made:
-            return getattr(made, method)(*args, **options)
-
-    def stream(
-        self, address: str, batches: Iterable[Any], *args: Any, of_client: Any = None, **options: Any
-    ) -> list[Any]:
-        """Everything a stream gives: results, and errors at their turn."""
-        gave: list[Any] = []
-
-        async def main() -> None:
-            async with AsyncClient(address, **(of_client or {})) as made:
-                stream = made.stream(batches, *args, **options)
-                while True:
-                    try:
-                        gave.append(await stream.__anext__())
-                    except StopAsyncIteration:
-                        return
-                    except (PkpoError, RecordingError) as error:
-                        gave.append(error)
-
-        if self.asynchronous:
-            asyncio.run(main())
-            return gave
-        with Client(address, **(of_client or {})) as made:
-            stream = made.stream(batches, *args, **options)
-            while True:
-                try:
-                    gave.append(next(stream))
-                except StopIteration:
-                    return gave
-                except (PkpoError, RecordingError) as error:
-                    gave.append(error)
-
-
-class RecordingError(Exception):
-    """Of the caller's own iterable."""
 
 
 @pytest.fixture(params=["Client", "AsyncClient"])

@@ -123,7 +123,7 @@ def test_what_passes_is_tried_again(flavour: Any, proxy: Any, code: str) -> None
 
 
 def test_a_busy_server_is_asked_again_when_it_says(flavour: Any) -> None:
-    """For this a server must refuse before it sends any headers: gRPC retries no call that has begun to be answered."""
+    """By a server that lets nobody else in before its streams have ended."""
     with LiveServer("--max-concurrent-rpcs", "2") as live, Client(live.address) as one, Client(live.address) as other:
         for each in (one, other):
             busy = each.stream((ROWS for _ in range(100)), 2, in_flight=1)

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from live_server import poll
-from pkpo_client import AsyncClient, Client, DeadlineExceeded, LocalClient, Unavailable, Unreachable
+from pkpo_client import AsyncClient, Client, DeadlineExceeded, LocalClient, Unavailable, Unreachable, outage
+from pkpo_client.outage import Outage
 
 ROWS = np.random.default_rng(5).random((4, 8))
 
@@ -97,6 +98,23 @@ def test_streams_do_too(flavour: Any, restartable: Any, local: LocalClient, capl
     assert "cannot be reached" in said(caplog)[0]
 
 
+def test_a_stream_finds_an_outage_out_by_itself_long_before_its_time_is_up(
+    flavour: Any, restartable: Any, local: LocalClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    def through_an_outage() -> Iterator[Any]:
+        yield ROWS
+        restartable.kill()
+        yield from [ROWS * 2] * 3
+
+    gave = flavour.stream(
+        restartable.address, through_an_outage(), 4, in_flight=1, timeout=600, of_client={"fallback": "local"}
+    )
+    for result, rows in zip(gave, [ROWS] + [ROWS * 2] * 3, strict=True):
+        np.testing.assert_array_equal(result.advantages, local.transform(rows, 4))
+    assert ["cannot be reached" in each for each in said(caplog)] == [True]
+    restartable.start()
+
+
 def test_an_outage_found_out_by_another_call_holds_for_streams_too(proxy: Any, local: LocalClient) -> None:
     """The stream's own call hangs; it is given up as soon as the client knows better."""
 
@@ -174,6 +192,24 @@ def test_without_a_fallback_the_error_says_where_how_long_and_what_to_do(flavour
     assert isinstance(caught.value.__cause__, grpc.RpcError)
     (gave,) = flavour.stream("127.0.0.1:9", [ROWS], 4, timeout=0.5)
     assert isinstance(gave, Unreachable)
+
+
+def test_a_service_that_says_no_is_not_probed_at_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Outage("there:1")
+    assert not here.may_probe()
+    here.begin(0.0)
+    assert here.may_probe()
+    assert not here.may_probe()
+    monkeypatch.setattr(outage, "_PAUSE_SECONDS", 60.0)
+    here.probe_ended(False)
+    assert not here.may_probe()
+    monkeypatch.setattr(outage, "_PAUSE_SECONDS", 0.0)
+    here.probe_ended(False)
+    assert here.may_probe()
+    monkeypatch.setattr(outage, "_PAUSE_SECONDS", 60.0)
+    here.probe_ended(True)
+    here.begin(0.0)
+    assert here.may_probe()
 
 
 def test_no_thread_is_left_of_an_outage(threads_as_before: Any) -> None:

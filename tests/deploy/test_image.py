@@ -55,8 +55,7 @@ LIST_PROCESSORS = """
 import pathlib, pickle, numba.core.types
 for index in pathlib.Path("/opt/pkpo/kernels").rglob("*.nbi"):
     with index.open("rb") as file:
-        pickle.load(file)
-        _, kept = pickle.loads(file.read())
+        _, kept = pickle.load(file)
     for _, (triple, processor, features), _ in kept:
         print(processor, features)
 """

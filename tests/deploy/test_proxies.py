@@ -230,7 +230,7 @@ def test_servers_and_proxies_that_leave_fail_no_call(tmp_path: Path) -> None:
         for _, staying in pairs:
             failure = failure_of(stub_of(staying.address).Transform, request_of([1.0, 0.0], [1], 2), timeout=20)
             assert failure.code() is grpc.StatusCode.UNAVAILABLE
-        with Client(pairs[0][1].address, timeout=20) as client, pytest.raises(Unavailable) as caught:
+        with Client(pairs[0][1].address, timeout=5) as client, pytest.raises(Unavailable) as caught:
             client.transform(ROWS, 4)
         assert not isinstance(caught.value, Unreachable)
 

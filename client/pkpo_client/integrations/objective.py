@@ -14,7 +14,7 @@ import numpy as np
 
 from pkpo_client import options, schedules
 from pkpo_client.client import Client
-from pkpo_client.errors import InvalidArgument, refused
+from pkpo_client.errors import InvalidArgument, PermissionDenied, refused
 from pkpo_client.identity import NAMES, IdentityFiles
 from pkpo_client.local_client import LocalClient
 from pkpo_client.operations import Ids, Mask
@@ -47,9 +47,9 @@ class Objective:
         fallback: "local" computes in this process while the service is unreachable; "none" raises.
         timeout: seconds a call may take, with all retries and parts.
         run_id: names the run in the service's metrics.
-        token_file: a file that holds the bearer token; read once, when the client is made.
-        ca_file: certificate authorities in PEM, of a service that is reached by TLS.
-        certificate_file, key_file: this client's own, in PEM, where the service asks for them.
+        token_file: a file that holds the bearer token; a change counts from the next call on.
+        ca_file: certificate authorities in PEM, of a service that is reached by TLS; read when the client is made.
+        certificate_file, key_file: this client's own, in PEM, where the service asks for them; read then as well.
 
     Raises:
         InvalidArgument: a setting that cannot be, named with its value and what it must be.
@@ -219,8 +219,12 @@ def _client(objective: Objective) -> Client | LocalClient:
 def _require_legal(objective: Objective, n: int) -> None:
     """Raises InvalidArgument where a k of the schedule is not legal for groups of n."""
     ks = [int(part.partition("@")[0]) for part in objective.k.split(",")]
+    client, groups = _client(objective), np.zeros((len(ks), n))
     try:
-        _client(objective).transform(np.zeros((len(ks), n)), ks, run_id="")
+        try:
+            client.transform(groups, ks, run_id="")  # under no name, since these rewards are not the run's
+        except PermissionDenied:  # of a token that is for runs with names
+            client.transform(groups, ks)
     except InvalidArgument as error:
         raise refused("k", f"is {objective.k!r:.80}, not all of it legal for groups of {n}: {error}") from error
 

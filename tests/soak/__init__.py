@@ -1,0 +1,1 @@
+"""Real servers under mixed load and injected faults for an hour: what they answer, and what they keep."""

@@ -10,16 +10,19 @@ those of the parts that were compiled with it.
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
 import threading
 from collections.abc import Callable
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numba
 from numba import config, types
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, NullCache
 
 Kernel: TypeAlias = Callable[..., Any]
 
@@ -45,6 +48,81 @@ def writes(scalar: Any) -> Any:
     return types.Array(scalar, 1, "C")
 
 
+_log = logging.getLogger(__name__)
+
+
+@cache
+def _tell_unkept(reason: str) -> None:
+    """Says, once, that what is compiled is not kept."""
+    _log.warning("compiled kernels are not kept, so that each process compiles them: %s", reason)
+
+
+_CHECKSUM_BYTES = sha256().digest_size
+_Files: Any = IndexDataCacheFile
+_Kept: Any = FunctionCache
+
+
+class _CheckedFiles(_Files):  # type: ignore[misc]
+    """The files of one kernel, each with a checksum, and machine code with what it is of.
+
+    numba runs what it finds: after a full disk has cut a write short, that may be what former sources were compiled to.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        super().save(key, (self._source_stamp, key, data))
+
+    def load(self, key: Any) -> Any:
+        stamp, of, data = super().load(key) or (None, None, None)
+        return data if (stamp, of) == (self._source_stamp, key) else None
+
+    def _load_index(self) -> Any:
+        stamp, overloads = _read(self._index_path) or (None, None)
+        return overloads if stamp == self._source_stamp else {}
+
+    def _save_index(self, overloads: Any) -> None:
+        self._write(self._index_path, (self._source_stamp, overloads))
+
+    def _load_data(self, name: str) -> Any:
+        return _read(self._data_path(name))
+
+    def _save_data(self, name: str, data: Any) -> None:
+        self._write(self._data_path(name), data)
+
+    def _write(self, path: str, value: Any) -> None:
+        content = self._dump(value)
+        with self._open_for_write(path) as file:
+            file.write(content + _checksum(content))
+
+
+def _read(path: str) -> Any:
+    """What a file holds; None where it cannot be read, is not as it was written, or is another numba's."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError:
+        return None
+    content, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
+    return pickle.loads(content) if _checksum(content) == checksum else None
+
+
+def _checksum(content: bytes) -> bytes:
+    return sha256(numba.__version__.encode() + content).digest()
+
+
+class _Cache(_Kept):  # type: ignore[misc]
+    """What is compiled is kept where that can be done; nothing depends on it."""
+
+    def __init__(self, function: Kernel) -> None:
+        super().__init__(function)
+        stamp = (self._impl.locator.get_source_stamp(), _STAMP)
+        self._cache_file = _CheckedFiles(self._cache_path, self._impl.filename_base, stamp)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _tell_unkept(f"{error.strerror or error}: {self._cache_path}")
+
+
 _Locator: Any = CompileResultCacheImpl._locator_classes[0]  # that of NUMBA_CACHE_DIR; its name varies with numba
 
 
@@ -61,25 +139,30 @@ class _ReadOnlyImplementation(CompileResultCacheImpl):
     _locator_classes = [_ReadOnlyLocator]  # noqa: RUF012
 
 
-class _ReadOnlyCache(FunctionCache):
+class _ReadOnlyCache(_Cache):
     """What was compiled while a container image was built. What is missing is compiled anew in each process."""
 
     _impl_class = _ReadOnlyImplementation
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        pass
+        _tell_unkept(f"{self._cache_path} is read-only")
+
+
+class _NoCache(NullCache):
+    """There is no folder to write to."""
+
+    def save_overload(self, sig: Any, cres: Any) -> None:
+        _tell_unkept("neither NUMBA_CACHE_DIR nor the user's cache folder can be written to")
 
 
 def _cache_of(function: Kernel) -> Any:
-    kinds: tuple[Any, ...] = (_ReadOnlyCache, FunctionCache)
+    kinds: tuple[Any, ...] = (_ReadOnlyCache, _Cache)
     for kind in kinds:
         try:
-            cache = kind(function)
+            return kind(function)
         except RuntimeError:  # there is no such place
             continue
-        cache._cache_file._source_stamp = (cache._cache_file._source_stamp, _STAMP)
-        return cache
-    return NullCache()
+    return _NoCache()
 
 
 def inlined(function: Kernel) -> Kernel:

@@ -102,7 +102,7 @@ def _room_for_thousands() -> None:
 def test_thousands_of_idle_connections(bounds: Bounds, said: bytes) -> None:
     for _ in range(2):
         with crowd(bounds.server, 2500, said):
-            poll(lambda: bounds.descriptors >= 2500, "connections")
+            poll(lambda: bounds.descriptors > 2400, "connections")
             bounds.others_are_answered()
             assert bounds.grown < 100
         bounds.are_as_before()
@@ -211,10 +211,9 @@ def test_slow_readers_of_streams(local: LocalClient) -> None:
             poll(lambda: server.metrics()["pkpo_open_streams"] == 100, "streams")
             for _ in range(20):
                 bounds.others_are_answered()
-            assert bounds.grown < 300
-            print(
-                bounds.grown, {k: v for k, v in server.metrics().items() if k.startswith("pkpo_requests_total") and v}
-            )
+            answered = 'pkpo_requests_total{code="OK",method="TransformStream",variant="SLOO_MINUS_ONE"}'
+            assert 0 < server.metrics()[answered] < 100
+            assert bounds.grown < 150
         bounds.are_as_before()
 
 

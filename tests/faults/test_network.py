@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -166,8 +166,7 @@ def test_what_was_only_held_goes_on_in_the_same_connection(flavour: Flavour, wir
         call("transform", ROWS, 4)
         wire.hold()
         asked = pool.submit(call, "transform", ROWS, 4)
-        with pytest.raises(TimeoutError):
-            asked.result(0.3)
+        assert not wait([asked], 0.3).done
         wire.heal()
         assert asked.result(30).tobytes() == local.transform(ROWS, 4).tobytes()
         assert wire.connections == 1
@@ -337,7 +336,6 @@ def test_nobody_listens_for_a_while(flavour: Flavour, wire: Wire, local: LocalCl
         with pytest.raises(Unavailable, match="fallback='local'"):
             call("transform", ROWS, 4, timeout=0.3)
         asked = pool.submit(call, "transform", ROWS, 4)
-        with pytest.raises(TimeoutError):
-            asked.result(0.3)
+        assert not wait([asked], 0.3).done
         wire.listen()
         assert asked.result(30).tobytes() == local.transform(ROWS, 4).tobytes()

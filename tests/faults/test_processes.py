@@ -152,11 +152,13 @@ def test_a_supervisor_that_stood_still_blames_no_worker(pair: LiveServer) -> Non
     """As where the whole machine did."""
     before, blamed = serving_pids(pair), pair.log_lines("worker_stuck")
     processes = (pair.process.pid, *before.values())
-    for process in processes:
-        os.kill(process, signal.SIGSTOP)
-    time.sleep(2 * NOTICED_SECONDS)
-    for process in processes:
-        os.kill(process, signal.SIGCONT)
+    try:
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        time.sleep(2 * NOTICED_SECONDS)
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
     with Client(pair.address) as client:
         deadline = time.monotonic() + 1.5 * NOTICED_SECONDS
         while time.monotonic() < deadline:

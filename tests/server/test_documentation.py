@@ -36,6 +36,7 @@ def test_every_setting_is_in_the_table() -> None:
 def test_every_log_event_is_documented_and_no_other() -> None:
     source = "".join(path.read_text() for path in Path(pkpo_server.__file__).parent.glob("*.py"))
     written = set(re.findall(r"log\.(?:debug|info|warning|error)\(\s*\"(\w+)\"", source))
+    written |= set(re.findall(r"\"event\": \"(\w+)\"", source))  # what the log says of itself
     section = PAGE.read_text().partition("## Logs")[2].partition("\n## ")[0]
     documented = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
     assert documented == written

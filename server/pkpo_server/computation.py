@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from math import inf
+from math import expm1, inf
 from typing import Any, TypeVar
 
 from pkpo_server import memory
@@ -27,9 +27,9 @@ from pkpo_server.refusal import CallCancelled, DeadlinePassed, Hopeless, Overloa
 
 _Result = TypeVar("_Result")
 
-# Handing work to a thread and back takes about 100 us, in which some thirty thousand rewards in groups of 16 are sorted
+# Handing work to a thread and back takes about 100 us, in which some twenty thousand rewards in groups of 16 are sorted
 # and weighed. Up to here the work is done at once, which holds the event loop for some tenths of a millisecond.
-INLINE_VISITS = 5 * 2**15
+INLINE_VISITS = 2**17
 # The bytes of a message that checking alone may hold the event loop for; as many rewards as above.
 INLINE_BYTES = 8 * 2**15
 
@@ -42,8 +42,8 @@ TIDYING_SECONDS = 1.0
 MOST_USUAL_PIECES = 20
 LEAST_WAIT_SECONDS = 0.03
 OWN_TIMES = 2
-# How much each request counts for what is usual.
-USUAL_WEIGHT = 1 / 16
+# What is usual is what was asked for during this time.
+USUAL_SECONDS = 2.0
 # Threads that compute are so much nicer than the event loop and gRPC's own: on a single processor they would leave
 # these a third of it, so that refusals come seconds late.
 NICER = 5
@@ -154,6 +154,7 @@ class Computation:
         self._room_seekers: list[asyncio.Future[None]] = []
         self._pace = Pace()
         self._usual = 0.0
+        self._asked = -inf
         self._tidying: asyncio.TimerHandle | None = None
 
     @property
@@ -223,8 +224,12 @@ class Computation:
                     "memory",
                 )
         usual = self._pace.seconds(demand.variant, demand.visits)
-        self._usual += USUAL_WEIGHT * (usual - self._usual)
-        most = max(MOST_USUAL_PIECES * self._usual, LEAST_WAIT_SECONDS, OWN_TIMES * usual)
+        # Slowly where many come: with what waits just at the bound, whoever moved it would decide who is let in.
+        now = time.monotonic()
+        own = self._pace.processor_seconds(demand.variant, demand.visits)
+        self._usual += -expm1((self._asked - now) / USUAL_SECONDS) * (own - self._usual)
+        self._asked = now
+        most = max(MOST_USUAL_PIECES * self._usual, LEAST_WAIT_SECONDS, OWN_TIMES * own)
         left = patience.seconds_left()
         least = self._pace.least_seconds(demand.variant, demand.visits)
         wait = self._queue.wait(demand.tenant, usual, self._threads * min(left, most, LONGEST_WAIT_SECONDS))
@@ -251,23 +256,23 @@ class Computation:
             self._pool.submit(self._compute, piece, loop)
 
     def _compute(self, piece: _Piece, loop: asyncio.AbstractEventLoop) -> None:
-        started = time.perf_counter()
+        started, of_processor = time.perf_counter(), time.thread_time()
         result, error = None, None
         try:
             result = piece.work()
         except BaseException as raised:
             error = raised
-        elapsed = time.perf_counter() - started
+        took = time.perf_counter() - started, time.thread_time() - of_processor
         # A loop that has ended has nobody left to be told.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._computed, piece, result, error, elapsed)
+            loop.call_soon_threadsafe(self._computed, piece, result, error, took)
 
-    def _computed(self, piece: _Piece, result: Any, error: BaseException | None, elapsed: float) -> None:
+    def _computed(self, piece: _Piece, result: Any, error: BaseException | None, took: tuple[float, float]) -> None:
         self._free += 1
         demand = piece.demand
         self._rewards.give_back(demand.tenant, demand.rewards)
         if error is None or isinstance(error, (DeadlinePassed, CallCancelled)):
-            self._pace.measured(demand.variant, demand.visits, elapsed, finished=error is None)
+            self._pace.measured(demand.variant, demand.visits, *took, finished=error is None)
         if piece.result.done():
             piece.hold.end()  # its caller is gone
         elif error is None:

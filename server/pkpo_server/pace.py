@@ -20,6 +20,7 @@ _DOUBT = 0.9
 class _Visit:
     usual: float
     least: float
+    processor: float
 
 
 class Pace:
@@ -33,6 +34,11 @@ class Pace:
         known = self._visits.get(variant)
         return visits * (_FIRST_GUESS if known is None else known.usual)
 
+    def processor_seconds(self, variant: str, visits: int) -> float:
+        """The same in time of a processor, which does not grow with what else there is to do: a moving average."""
+        known = self._visits.get(variant)
+        return visits * (_FIRST_GUESS if known is None else known.processor)
+
     def least_seconds(self, variant: str, visits: int) -> float:
         """How long they take at the very least: at some times the best pace there has been; 0 where there was none."""
         known = self._visits.get(variant)
@@ -42,16 +48,17 @@ class Pace:
         """Something was refused because it would take too long, so that it cannot turn out to be quicker."""
         self._visits[variant].least *= _DOUBT
 
-    def measured(self, variant: str, visits: int, seconds: float, *, finished: bool) -> None:
+    def measured(self, variant: str, visits: int, seconds: float, processor: float, *, finished: bool) -> None:
         """So many visits have taken so long, or would have taken longer."""
         if seconds < _LEAST_SECONDS or not visits:
             return
-        now = seconds / visits
+        now, of_processor = seconds / visits, processor / visits
         known = self._visits.get(variant)
         if known is None:
-            self._visits[variant] = _Visit(now, now)
+            self._visits[variant] = _Visit(now, now, of_processor)
         elif finished:
             known.usual += _WEIGHT * (now - known.usual)
+            known.processor += _WEIGHT * (of_processor - known.processor)
             known.least = min(known.least, now)
         else:
             known.least = max(known.least, now)

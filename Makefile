@@ -12,7 +12,7 @@ PYTHON_TUNIX ?= $(PYTHON_DEPLOY)
 
 RUN_DIR ?= runs/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo serve train experiments figures test test-trainer test-deploy test-verl test-trl test-tunix fuzz soak manifests lint bench performance capacity comparison proto clean
+.PHONY: setup demo serve train experiments figures test test-trainer test-deploy test-verl test-trl test-tunix fuzz soak manifests lint bench performance capacity overload comparison proto clean
 
 setup: $(VENV)/test
 
@@ -87,6 +87,10 @@ performance: $(VENV)/test $(VENV_VERL)/installed
 # What a fleet needs, and the page that tells of it.
 capacity: $(VENV)/test
 	$(BIN)/python -m benchmarks fleet --write docs/capacity.md
+
+# Three times what the server can bear, and the page that tells of it.
+overload: $(VENV)/test
+	$(BIN)/python -m benchmarks overload --write docs/reliability.md
 
 # Each framework's own estimators against ours, and the page that tells of it.
 comparison: $(VENV)/test $(VENV_VERL)/installed $(VENV)-trl/installed $(VENV)-tunix/installed

@@ -10,10 +10,10 @@ those of the parts that were compiled with it.
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import threading
+import warnings
 from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
@@ -48,13 +48,12 @@ def writes(scalar: Any) -> Any:
     return types.Array(scalar, 1, "C")
 
 
-_log = logging.getLogger(__name__)
-
-
 @cache
 def _tell_unkept(reason: str) -> None:
     """Says, once, that what is compiled is not kept."""
-    _log.warning("compiled kernels are not kept, so that each process compiles them: %s", reason)
+    warnings.warn(
+        f"compiled kernels are not kept, so that each process compiles them: {reason}", RuntimeWarning, stacklevel=2
+    )
 
 
 _CHECKSUM_BYTES = sha256().digest_size

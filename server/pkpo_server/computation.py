@@ -36,12 +36,16 @@ INLINE_BYTES = 8 * 2**15
 # So long after a big batch its answer has left, and what it leaves behind is given back: at most so often.
 TIDYING_SECONDS = 1.0
 
-# Work is let in that would wait for a thread at most as long as so many usual pieces of work take (at 80 % load one in
-# a hundred waits so long), or as this, or as twice what it takes itself. Much the same for all: a bound by what each
-# takes itself would let in the long or the short ones alone.
-MOST_USUAL_PIECES = 20
-LEAST_WAIT_SECONDS = 0.03
-OWN_TIMES = 2
+# Work is let in that would wait for a thread at most as long as so many usual pieces of work take, or half as many like
+# itself. Much the same for all: a bound by what each takes itself would let in the long or the short ones alone. At
+# 80 % load next to none would wait for as many pieces. Where work has waited all the time for a while there is more
+# than can be done, and a long queue would only make everyone wait: then for as few.
+MOST_USUAL_PIECES, FEWEST_USUAL_PIECES = 20.0, 5.0
+STANDING_SECONDS, SHORTENING_SECONDS, LENGTHENING_SECONDS = 0.5, 0.5, 5.0
+LEAST_WAIT_SECONDS = 0.02
+OWN_SHARE = 0.5
+# Tenants that have much less waiting than another may wait so many times longer: it is not they who flood.
+LIGHT_TIMES = 4
 # What is usual is what was asked for during this time.
 USUAL_SECONDS = 2.0
 # Threads that compute are so much nicer than the event loop and gRPC's own: on a single processor they would leave
@@ -154,7 +158,8 @@ class Computation:
         self._room_seekers: list[asyncio.Future[None]] = []
         self._pace = Pace()
         self._usual = 0.0
-        self._asked = -inf
+        self._pieces = MOST_USUAL_PIECES
+        self._asked = self._waiting_since = -inf
         self._tidying: asyncio.TimerHandle | None = None
 
     @property
@@ -179,6 +184,8 @@ class Computation:
         hold = self.hold(demand.tenant, demand.message_bytes)
         self._rewards.take(demand.tenant, demand.rewards)
         piece = _Piece(demand, patience, work, loop.create_future(), hold)
+        if not self._queue:
+            self._waiting_since = time.monotonic()
         place = self._queue.push(demand.tenant, self._pace.seconds(demand.variant, demand.visits), piece)
         self._start(loop)
         try:
@@ -228,8 +235,9 @@ class Computation:
         now = time.monotonic()
         own = self._pace.processor_seconds(demand.variant, demand.visits)
         self._usual += -expm1((self._asked - now) / USUAL_SECONDS) * (own - self._usual)
-        self._asked = now
-        most = max(MOST_USUAL_PIECES * self._usual, LEAST_WAIT_SECONDS, OWN_TIMES * own)
+        most = max(self._usual_pieces(now) * max(self._usual, OWN_SHARE * own), LEAST_WAIT_SECONDS)
+        if self._queue.is_light(demand.tenant):
+            most *= LIGHT_TIMES
         left = patience.seconds_left()
         least = self._pace.least_seconds(demand.variant, demand.visits)
         wait = self._queue.wait(demand.tenant, usual, self._threads * min(left, most, LONGEST_WAIT_SECONDS))
@@ -243,6 +251,14 @@ class Computation:
             )
         if not demand.queues and wait > most:
             raise Overloaded(f"would wait {wait:.3g} s for a thread", "queue", wait)
+
+    def _usual_pieces(self, now: float) -> float:
+        standing = self._queue and now - self._waiting_since > STANDING_SECONDS
+        speed = -1 / SHORTENING_SECONDS if standing else 1 / LENGTHENING_SECONDS
+        change = (MOST_USUAL_PIECES - FEWEST_USUAL_PIECES) * speed * (now - self._asked)
+        self._pieces = min(max(self._pieces + change, FEWEST_USUAL_PIECES), MOST_USUAL_PIECES)
+        self._asked = now
+        return self._pieces
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._free and self._queue:

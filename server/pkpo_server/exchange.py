@@ -145,9 +145,11 @@ class Exchange:
         return self._caller.grant.name or self.request.run_id or self._caller.tenant
 
     def hold(self, answer: bytes) -> None:
-        """Counts an answer as held, until it is `sent`."""
-        if self._hold is None:
-            self._hold = self._means.computation.hold(self.tenant, len(answer))
+        """Counts an answer as held, until it is `sent`: in place of its request, where it is larger."""
+        if self._hold is not None and len(answer) <= self._message_bytes:
+            return
+        self.sent()
+        self._hold = self._means.computation.hold(self.tenant, len(answer))
 
     def sent(self) -> None:
         """The answer has left, or nobody is there to take it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -53,6 +54,8 @@ REFUSED_STREAMS = 256
 MOST_PENDING = 2**20
 # So many of the largest requests wait or are computed, where nothing else is set.
 REQUESTS_IN_FLIGHT = 8
+# How long a thread that computes may hold the GIL while the event loop wants it: five times as long by itself.
+SWITCH_SECONDS = 0.001
 # What grpcio calls the coroutine that takes calls, for as long as it does.
 _TAKING = "_server_main_loop"
 # Room for a trace context and a token.
@@ -308,6 +311,7 @@ def run_place(
 ) -> int:
     """Serves from this process until told to stop, and returns the exit status."""
     memory.map_big_blocks()
+    sys.setswitchinterval(SWITCH_SECONDS)
 
     async def run() -> int:
         return await Server(settings, place, registry, log, run_file).run()

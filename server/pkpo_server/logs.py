@@ -60,6 +60,7 @@ def configure(level: str, **context: Any) -> Log:
         )
     )
     logging.basicConfig(handlers=[handler], level=max(threshold, logging.WARNING), force=True)
+    logging.captureWarnings(True)
     sys.stderr = Printed()
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**context)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Of a visit to one reward, until it is known: what a slow processor takes for the dearest of the usual variants.
-_FIRST_GUESS = 100e-9
+# Of a visit to one reward, until it is known.
+_FIRST_GUESS = 10e-9
 # Each measurement counts for so much.
 _WEIGHT = 1 / 8
 # What is shorter says more of handing work over than of doing it.

@@ -121,14 +121,14 @@ class RewardTransformServicer:
         caller = self._caller(kind.method, context)
         try:
             tenant = self._admit(caller)
-            # Not when the answer is ready: one that its caller does not read is held by gRPC for as long.
-            context.add_done_callback(lambda _: self._leave(tenant))
             exchange = Exchange(self._means, caller, kind, raw)
+            # Not when the answer is ready: one that its caller does not read is held by gRPC for as long.
+            context.add_done_callback(lambda _: self._left(tenant, exchange))
             del raw
             answer = exchange.now()
             if answer is None:
                 answer = await exchange.later()
-                context.add_done_callback(lambda _: exchange.sent())
+            exchange.hold(answer)
             # Not in initial metadata, as on a stream: gRPC sends ours only by themselves, which takes longer than to
             # compute a small batch.
             context.set_trailing_metadata(_names(caller))
@@ -194,6 +194,10 @@ class RewardTransformServicer:
         except Refusal as refusal:
             self._account_unread(refusal, caller)
             raise
+
+    def _left(self, tenant: str, exchange: Exchange) -> None:
+        exchange.sent()
+        self._leave(tenant)
 
     def _leave(self, tenant: str) -> None:
         self._admission.leave(tenant)

@@ -123,6 +123,7 @@ class Stream:
             answer = await exchange.later()
         except Refusal as refusal:
             answer = _error(exchange, refusal)
+        exchange.hold(answer)
         self._answers.put_nowait((answer, exchange))
 
     def _computed(self, task: asyncio.Task[None]) -> None:

@@ -172,6 +172,7 @@ def test_what_was_only_held_goes_on_in_the_same_connection(flavour: Flavour, wir
         assert wire.connections == 1
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("direction", ["requests", "answers"])
 @pytest.mark.parametrize("ending", Ending)
 @pytest.mark.parametrize("rows", [ROWS, MANY_ROWS], ids=["some", "many"])

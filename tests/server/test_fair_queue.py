@@ -83,6 +83,12 @@ def test_how_long_work_would_wait(tenant: str, seconds: float, wait: float) -> N
     assert queue.wait(tenant, seconds, 1e9) == wait
 
 
+def test_who_has_little_waiting_is_light() -> None:
+    queue = queue_of(*[("a", 1.0)] * 5, ("b", 2.0), ("c", 4.0))
+    assert [tenant for tenant in "abcd" if queue.is_light(tenant)] == ["b", "d"]
+    assert not FairQueue[int]().is_light("a")
+
+
 def test_what_waits_long_is_not_added_up() -> None:
     queue = queue_of(*[(f"tenant {i}", 1.0) for i in range(1000)])
     assert 10.0 < queue.wait("another", 1.0, 10.0) <= 11.0

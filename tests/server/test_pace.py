@@ -13,9 +13,9 @@ def test_it_learns() -> None:
     pace = Pace()
     guess = pace.seconds(VARIANT, 10**6)
     for _ in range(50):
-        pace.measured(VARIANT, 10**6, 0.01, 0.01, finished=True)
-    assert guess > pace.seconds(VARIANT, 10**6) == pytest.approx(0.01)
-    assert pace.seconds(VARIANT, 10**7) == pytest.approx(0.1)
+        pace.measured(VARIANT, 10**6, 0.05, 0.05, finished=True)
+    assert guess != pace.seconds(VARIANT, 10**6) == pytest.approx(0.05)
+    assert pace.seconds(VARIANT, 10**7) == pytest.approx(0.5)
     assert pace.seconds("GRPO", 10**6) == guess, "each variant has its own"
 
 

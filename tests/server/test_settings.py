@@ -34,6 +34,8 @@ def other_value(name: str) -> Any:
         return "0660"
     if name == "log_level":
         return "error"
+    if name in ("max_bytes_in_flight", "max_rewards_in_flight"):
+        return 2**30  # no less than one request
     if setting.kind is bool:
         return not setting.default
     if setting.kind in (int, float):

@@ -1,0 +1,117 @@
+"""The papers' figures from our runs: pass@k by k, solving and entropy along training, annealing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from trainer_example.experiments.plan import ANNEALED, Experiment, K
+from trainer_example.experiments.results import Result
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+LOOK: Any = {
+    "svg.hashsalt": "pkpo",  # of the ids in an SVG: the same picture, the same bytes
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.2,
+    "legend.frameon": False,
+}
+COLOURS = dict(zip(K, matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(K))), strict=True))
+VERMILION = "#D55E00"
+
+
+def write_pictures(experiment: Experiment, results: Sequence[Result], folder: Path) -> dict[str, str]:
+    """Writes what can be drawn of an experiment; the files' names, by what they show."""
+    by_label: dict[str, list[Result]] = {}
+    for result in results:
+        by_label.setdefault(result.label, []).append(result)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    with plt.rc_context(LOOK):
+        for shown, draw in (("pass_at_k", _of_k), ("training", _training), ("annealing", _annealing)):
+            figure = draw(experiment, by_label)
+            if figure is not None:
+                figure.tight_layout()
+                written[shown] = f"{experiment.name}_{shown}.svg"
+                figure.savefig(folder / written[shown], metadata={"Date": None})
+                plt.close(figure)
+    return written
+
+
+def _of_k(experiment: Experiment, by_label: Mapping[str, list[Result]]) -> Figure | None:
+    """pass@k of held-out prompts against k, for each k that was trained on."""
+    trained = {k: label for k, label in experiment.ks().items() if label in by_label}
+    if not trained:
+        return None
+    figure, axes = plt.subplots(figsize=(5.4, 3.4))
+    for k, label in trained.items():
+        _with_errors(axes, [[r.last(f"{experiment.measure}@{at}") for at in K] for r in by_label[label]],
+                     color=COLOURS[k], label=label)  # fmt: skip
+    bases = {r.seed: [r.base(f"{experiment.measure}@{at}") for at in K] for of in by_label.values() for r in of}
+    _with_errors(axes, list(bases.values()), color="0.4", linestyle="--", label="before training")
+    axes.set(xscale="log", xlabel="k of the evaluation", ylabel=f"{experiment.measure}@k, %")
+    axes.set_xticks(K, [str(k) for k in K])
+    axes.minorticks_off()
+    axes.legend(title="trained with", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _with_errors(axes: Axes, curves: Sequence[Sequence[float]], **style: Any) -> None:
+    """The mean over seeds, and its standard error."""
+    values = 100 * np.array(curves)
+    errors = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros(len(K))
+    axes.errorbar(K, values.mean(0), errors, marker="o", markersize=3.5, linewidth=1.3, capsize=2, **style)
+
+
+def _training(experiment: Experiment, by_label: Mapping[str, list[Result]]) -> Figure | None:
+    """What has been solved so far, and the entropy, along training."""
+    trained = {k: label for k, label in experiment.ks().items() if label in by_label}
+    if not trained:
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.2))
+    for axis, figure_name, scale, ylabel in (
+        (axes[0], "solved_in_training", 100, "training prompts solved so far, %"),
+        (axes[1], "entropy", 1, "entropy, nats a token"),
+    ):
+        for k, label in trained.items():
+            _along(axis, by_label[label], figure_name, scale, color=COLOURS[k], label=label)
+        axis.set(xlabel="step", ylabel=ylabel, ylim=(0, None))
+    axes[1].legend(title="trained with", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _annealing(experiment: Experiment, by_label: Mapping[str, list[Result]]) -> Figure | None:
+    """k = 1, k = 8, and 8 that becomes 1: what has been solved so far, and how often one try is right."""
+    shown = {"k = 1": COLOURS[1], "k = 8": COLOURS[8], ANNEALED: VERMILION}
+    if not set(shown) <= by_label.keys():
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.2))
+    for label, colour in shown.items():
+        _along(axes[0], by_label[label], "solved_in_training", 100, color=colour, label=label)
+        _along(axes[1], by_label[label], "reward", 100, color=colour, label=label)
+    axes[0].set(xlabel="step", ylabel="training prompts solved so far, %", ylim=(0, None))
+    axes[1].set(xlabel="step", ylabel="right answers to training prompts, %", ylim=(0, None))
+    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _along(axes: Axes, results: Sequence[Result], name: str, scale: float, **style: Any) -> None:
+    """The mean over seeds along training, in a band of a standard error to either side."""
+    steps = [record["step"] for record in results[0].training]
+    values = scale * np.array([[record[name] for record in result.training] for result in results])
+    mean = values.mean(0)
+    axes.plot(steps, mean, linewidth=1.3, **style)
+    if len(values) > 1:
+        error = values.std(0, ddof=1) / np.sqrt(len(values))
+        axes.fill_between(steps, mean - error, mean + error, color=style["color"], alpha=0.15, linewidth=0)

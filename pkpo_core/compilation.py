@@ -15,6 +15,7 @@ import pickle
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -51,9 +52,11 @@ def writes(scalar: Any) -> Any:
 @cache
 def _tell_unkept(reason: str) -> None:
     """Says, once, that what is compiled is not kept."""
-    warnings.warn(
-        f"compiled kernels are not kept, so that each process compiles them: {reason}", RuntimeWarning, stacklevel=2
-    )
+    # Nothing depends on it, also where warnings are errors.
+    with suppress(RuntimeWarning):
+        warnings.warn(
+            f"compiled kernels are not kept, so that each process compiles them: {reason}", RuntimeWarning, stacklevel=2
+        )
 
 
 _CHECKSUM_BYTES = sha256().digest_size

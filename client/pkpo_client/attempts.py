@@ -48,9 +48,9 @@ class Attempts:
         self._failed += 1
         if self._failed >= self._most(error):
             return None
-        pause = status.pushback(error.__cause__)
-        if pause is None:
-            pause = min(_FIRST_PAUSE * _GROWTH ** (self._failed - 1), _LONGEST_PAUSE) * random.uniform(0.8, 1.2)
+        own = min(_FIRST_PAUSE * _GROWTH ** (self._failed - 1), _LONGEST_PAUSE) * random.uniform(0.8, 1.2)
+        # A service that says when does not know how often it has said so.
+        pause = max(status.pushback(error.__cause__) or 0.0, own)
         return pause if pause < self.seconds_left else None
 
     def _most(self, error: PkpoError) -> float:

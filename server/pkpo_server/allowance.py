@@ -82,13 +82,16 @@ def _threads_started(wanted: int) -> int:
         return 0
     else:
         if not child:
-            os.write(tell, str(_started(wanted)).encode())
-            os._exit(0)
+            try:
+                os.write(tell, str(_started(wanted)).encode())
+            finally:
+                os._exit(0)
         os.waitpid(child, 0)
-        return int(os.read(told, 16))
+        os.close(tell)
+        # Nothing, where it was killed.
+        return int(os.read(told, 16) or 0)
     finally:
         os.close(told)
-        os.close(tell)
 
 
 def _started(wanted: int) -> int:

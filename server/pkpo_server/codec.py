@@ -227,23 +227,30 @@ def _rewards_in(groups: pb.RewardGroups) -> int:
     return len(groups.f64.values) or len(groups.f32.values)
 
 
+# Of one k each; more are refused, unless somebody has set more.
+_MOST_ESTIMATES = 4096
+
+
 def transform_visits(request: pb.TransformRequest) -> int:
     """About how many rewards are visited for an answer, once for each pass over them."""
-    passes = _passes_of_sorting(request.groups) + len(request.estimate_k)
+    largest = _largest_group(request.groups)
+    passes = largest.bit_length() + min(len(request.estimate_k), _MOST_ESTIMATES)
     if request.variant == pb.VARIANT_PASSK_BOOTSTRAP and request.k:
-        # One random draw for each member of each subset, dearer than a visit.
-        passes += 2 * int(packed.array(request.k, np.uint32).max())
+        # One random draw for each member of each subset, dearer than a visit. Any k may be sent.
+        passes += 2 * min(int(packed.array(request.k, np.uint32).max()), largest)
     return number_of_rewards(request) * passes
 
 
 def estimate_visits(request: pb.EstimateRequest) -> int:
     """About how many rewards are visited for an answer, once for each pass over them."""
-    return number_of_rewards(request) * (_passes_of_sorting(request.groups) + len(request.k))
+    passes = _largest_group(request.groups).bit_length() + min(len(request.k), _MOST_ESTIMATES)
+    return number_of_rewards(request) * passes
 
 
-def _passes_of_sorting(groups: pb.RewardGroups) -> int:
-    size = groups.group_size or _rewards_in(groups) // (len(groups.group_sizes.sizes) or 1)
-    return size.bit_length()
+def _largest_group(groups: pb.RewardGroups) -> int:
+    sizes = groups.group_sizes.sizes
+    largest = int(packed.array(sizes, np.uint32).max()) if sizes else groups.group_size
+    return min(largest, _rewards_in(groups))
 
 
 def transform_work(request: pb.TransformRequest, limits: Limits) -> TransformWork:

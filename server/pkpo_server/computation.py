@@ -11,11 +11,13 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from math import expm1, inf
 from typing import Any, TypeVar
 
@@ -51,6 +53,8 @@ USUAL_SECONDS = 2.0
 # Threads that compute are so much nicer than the event loop and gRPC's own: on a single processor they would leave
 # these a third of it, so that refusals come seconds late.
 NICER = 5
+# So many of those who seek room are looked at, since what is free may be too little for the first and not for the next.
+MOST_SEEKERS = 16
 # What waits is not added up beyond this.
 LONGEST_WAIT_SECONDS = 3600.0
 
@@ -140,6 +144,13 @@ class _Piece:
     hold: Hold
 
 
+@dataclass(slots=True)
+class _Seeker:
+    tenant: str
+    message_bytes: int
+    found: asyncio.Future[None]
+
+
 class Computation:
     """The threads of one process that compute big batches, and what waits for them.
 
@@ -155,9 +166,10 @@ class Computation:
         self._queue: FairQueue[_Piece] = FairQueue()
         self._bytes = Budget(most_bytes)
         self._rewards = Budget(most_rewards)
-        self._room_seekers: list[asyncio.Future[None]] = []
+        self._room_seekers: dict[int, _Seeker] = {}
         self._pace = Pace()
         self._usual = 0.0
+        self._stopped = False
         self._pieces = MOST_USUAL_PIECES
         self._asked = self._waiting_since = -inf
         self._tidying: asyncio.TimerHandle | None = None
@@ -209,12 +221,16 @@ class Computation:
     async def room(self, tenant: str, message_bytes: int) -> None:
         """Returns once there is room for a message of a tenant's."""
         while not self._bytes.fits(tenant, message_bytes):
-            seeker = asyncio.get_running_loop().create_future()
-            self._room_seekers.append(seeker)
-            await seeker
+            seeker = _Seeker(tenant, message_bytes, asyncio.get_running_loop().create_future())
+            self._room_seekers[id(seeker)] = seeker
+            try:
+                await seeker.found
+            finally:
+                self._room_seekers.pop(id(seeker), None)
 
     def stop(self) -> None:
         """Takes no more work."""
+        self._stopped = True
         if self._tidying is not None:
             self._tidying.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -234,17 +250,17 @@ class Computation:
         # Slowly where many come: with what waits just at the bound, whoever moved it would decide who is let in.
         now = time.monotonic()
         own = self._pace.processor_seconds(demand.variant, demand.visits)
+        left = patience.seconds_left()
+        least = self._pace.least_seconds(demand.variant, demand.visits)
+        if least > left:
+            self._pace.doubt(demand.variant)
+            raise Hopeless(f"takes at least {least:.3g} s to compute; {left:.3g} s of the deadline are left")
         self._usual += -expm1((self._asked - now) / USUAL_SECONDS) * (own - self._usual)
         most = max(self._usual_pieces(now) * max(self._usual, OWN_SHARE * own), LEAST_WAIT_SECONDS)
         if self._queue.is_light(demand.tenant):
             most *= LIGHT_TIMES
-        left = patience.seconds_left()
-        least = self._pace.least_seconds(demand.variant, demand.visits)
         wait = self._queue.wait(demand.tenant, usual, self._threads * min(left, most, LONGEST_WAIT_SECONDS))
         wait /= self._threads
-        if least > left:
-            self._pace.doubt(demand.variant)
-            raise Hopeless(f"takes at least {least:.3g} s to compute; {left:.3g} s of the deadline are left")
         if wait + least > left:
             raise Overloaded(
                 f"would be ready in {wait + least:.3g} s; {left:.3g} s of the deadline are left", "queue", wait
@@ -261,12 +277,14 @@ class Computation:
         return self._pieces
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._free and self._queue:
+        while self._free and self._queue and not self._stopped:
             piece = self._queue.pop()
-            if piece.patience.deadline_passed():
+            gone = piece.result.done()
+            if gone or piece.patience.deadline_passed():
                 self._rewards.give_back(piece.demand.tenant, piece.demand.rewards)
                 piece.hold.end()
-                piece.result.set_exception(DeadlinePassed())
+                if not gone:
+                    piece.result.set_exception(DeadlinePassed())
                 continue
             self._free -= 1
             self._pool.submit(self._compute, piece, loop)
@@ -291,6 +309,9 @@ class Computation:
             self._pace.measured(demand.variant, demand.visits, *took, finished=error is None)
         if piece.result.done():
             piece.hold.end()  # its caller is gone
+            if error is not None:
+                # What it was raised from holds the batch, in a circle.
+                traceback.clear_frames(error.__traceback__)
         elif error is None:
             piece.result.set_result(result)
         else:
@@ -300,10 +321,13 @@ class Computation:
 
     def _give_back(self, tenant: str, message_bytes: int) -> None:
         self._bytes.give_back(tenant, message_bytes)
-        for seeker in self._room_seekers:
-            if not seeker.done():
-                seeker.set_result(None)
-        self._room_seekers.clear()
+        # One at a time, in the order in which they came: each gives way to the next when what it reads has left.
+        for seeker in tuple(islice(self._room_seekers.values(), MOST_SEEKERS)):
+            if self._bytes.fits(seeker.tenant, seeker.message_bytes):
+                del self._room_seekers[id(seeker)]
+                if not seeker.found.done():
+                    seeker.found.set_result(None)
+                break
 
     def _tidy(self) -> None:
         self._tidying = None
@@ -314,8 +338,12 @@ def _started(threads: int) -> ThreadPoolExecutor:
     """A pool whose threads are all there; one that is started when it is needed may then be refused."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="compute", initializer=_yield_to_the_loop)
     there = threading.Barrier(threads + 1)
-    for _ in range(threads):
-        pool.submit(there.wait)
+    try:
+        for _ in range(threads):
+            pool.submit(there.wait)
+    except BaseException:
+        there.abort()
+        raise
     there.wait()
     return pool
 
@@ -323,8 +351,8 @@ def _started(threads: int) -> ThreadPoolExecutor:
 def _yield_to_the_loop() -> None:
     """The thread that calls this gives way to the others of the process, where threads have priorities: on Linux."""
     if sys.platform == "linux":
-        niceness = os.getpriority(os.PRIO_PROCESS, 0)
         with suppress(OSError):
+            niceness = os.getpriority(os.PRIO_PROCESS, 0)
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness + NICER)
 
 

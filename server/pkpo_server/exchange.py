@@ -58,7 +58,7 @@ class Caller:
     @property
     def tenant(self) -> str:
         """Who shares the server with others: the name of the token, else the host that calls, which may be a proxy."""
-        return self.grant.name or peer_host(self.peer())
+        return f"token {self.grant.name}" if self.grant.name else f"host {peer_host(self.peer())}"
 
 
 @dataclass(slots=True)
@@ -142,7 +142,9 @@ class Exchange:
     @property
     def tenant(self) -> str:
         """Whose share of the threads this takes: of the token's holder, else the run's, else the host's that calls."""
-        return self._caller.grant.name or self.request.run_id or self._caller.tenant
+        if self.request.run_id and not self._caller.grant.name:
+            return f"run {self.request.run_id}"
+        return self._caller.tenant
 
     def hold(self, answer: bytes) -> None:
         """Counts an answer as held, until it is `sent`: in place of its request, where it is larger."""

@@ -42,15 +42,10 @@ class FairQueue(Generic[_Work]):
         self._tenants: dict[str, _Tenant] = {}
         self._now = 0.0
         self._number = 0
-        self._waiting = 0
+        self._waiting = self._active = 0
 
     def __len__(self) -> int:
         return self._waiting
-
-    @property
-    def seconds(self) -> float:
-        """How long all that waits takes one thread."""
-        return sum(tenant.seconds for tenant in self._tenants.values())
 
     def wait(self, tenant: str, seconds: float, most: float) -> float:
         """How long work of so many seconds would wait for one thread if it came now: for what its tenant has waiting,
@@ -76,6 +71,7 @@ class FairQueue(Generic[_Work]):
         start = max(self._now, known.end)
         known.end = start + seconds
         known.seconds += seconds
+        self._active += not known.pieces
         known.pieces += 1
         self._number += 1
         self._waiting += 1
@@ -89,7 +85,8 @@ class FairQueue(Generic[_Work]):
             place = heapq.heappop(self._places)
             if place.work is not None:
                 break
-        self._now = place.start
+        # Virtual time goes on as each of those who wait is served in its turn, also where ever new ones come.
+        self._now = max(self._now, place.start) + place.seconds / self._active
         work = place.work
         self._leave(place)
         return work
@@ -106,6 +103,7 @@ class FairQueue(Generic[_Work]):
         self._waiting -= 1
         tenant = self._tenants[place.tenant]
         tenant.pieces -= 1
+        self._active -= not tenant.pieces
         # Not what rounding has left of the sum.
         tenant.seconds = tenant.seconds - place.seconds if tenant.pieces else 0.0
         if not self._waiting:

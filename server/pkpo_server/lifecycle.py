@@ -56,6 +56,8 @@ MOST_PENDING = 2**20
 REQUESTS_IN_FLIGHT = 8
 # How long a thread that computes may hold the GIL while the event loop wants it: five times as long by itself.
 SWITCH_SECONDS = 0.001
+# Many workers in a small container would refuse everything as soon as they have loaded what they need.
+LEAST_ROOM_BYTES = 128 * 2**20
 # What grpcio calls the coroutine that takes calls, for as long as it does.
 _TAKING = "_server_main_loop"
 # Room for a trace context and a token.
@@ -132,9 +134,9 @@ class Server:
         metrics.capacity(settings.max_concurrent_rpcs, most_bytes, threads)
         self._means = Means(limits, self._computation, metrics, self._refusals)
         most = default_ceiling(settings.workers) if settings.max_memory_bytes is None else settings.max_memory_bytes
-        ceiling = Ceiling(most)
+        self._ceiling = Ceiling(most)
         self._servicer = RewardTransformServicer(
-            self._means, self._admission, ceiling, settings.stream_in_flight, tokens
+            self._means, self._admission, self._ceiling, settings.stream_in_flight, tokens
         )
 
     def _levels(self) -> Levels:
@@ -160,6 +162,8 @@ class Server:
         if ready.done():
             ready.result()
             memory.end_loading()
+            if self._settings.max_memory_bytes is None:
+                self._ceiling.leave_room(LEAST_ROOM_BYTES)
             self._servicer.serve()
             health.serve()
             if self._place.shared:

@@ -86,20 +86,32 @@ class Lines:
         self._at_once = select.PIPE_BUF if stat.S_ISFIFO(os.fstat(descriptor).st_mode) else 2**20
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._writing = False
         self._torn = False
         self._lost = 0
 
     def write(self, line: str) -> None:
         """Writes a line, with its end, or counts it as lost."""
         with self._lock:
-            if self._lost:
-                now = datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
-                told = {"lines": self._lost, "level": "warning", "timestamp": now, "event": "lost"}
-                if self._written(json.dumps(told) + "\n"):
-                    self._lost = 0
-            if self._lost or not self._written(line):
+            if self._writing:
+                # A finalizer of the collector's, in the middle of a line of this thread.
                 self._lost += 1
+                return
+            self._writing = True
+            try:
+                self._write(line)
+            finally:
+                self._writing = False
+
+    def _write(self, line: str) -> None:
+        if self._lost:
+            now = datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+            told = {"lines": self._lost, "level": "warning", "timestamp": now, "event": "lost"}
+            if self._written(json.dumps(told) + "\n"):
+                self._lost = 0
+        if self._lost or not self._written(line):
+            self._lost += 1
 
     def flush(self) -> None:
         """Nothing is kept back."""

@@ -53,7 +53,7 @@ class Stream:
         Raises:
             Draining: messages received are answered, and no more are read.
             Unauthenticated: the caller's token is not known any more.
-        InvalidRequest: a message that cannot be answered under its number, because it has none.
+            InvalidRequest: a message that cannot be answered under its number, because it has none.
         """
         self._reader = asyncio.create_task(self._read())
         writer = asyncio.create_task(self._write())
@@ -123,6 +123,9 @@ class Stream:
             answer = await exchange.later()
         except Refusal as refusal:
             answer = _error(exchange, refusal)
+        except BaseException:
+            exchange.sent()
+            raise
         exchange.hold(answer)
         self._answers.put_nowait((answer, exchange))
 

@@ -83,6 +83,22 @@ def test_how_long_work_would_wait(tenant: str, seconds: float, wait: float) -> N
     assert queue.wait(tenant, seconds, 1e9) == wait
 
 
+def test_ever_new_tenants_do_not_keep_others_from_their_turn() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for number in range(5):
+        queue.push(f"new {number}", 1.0, "new")
+    served = Counter[str]()
+    queue.push("old", 1.0, "old")
+    for number in range(5, 605):
+        who = queue.pop()
+        served[who] += 1
+        if who == "old":
+            queue.push("old", 1.0, "old")
+        else:
+            queue.push(f"new {number}", 1.0, "new")
+    assert 80 <= served["old"] <= 120, "a sixth: six wait at any time"
+
+
 def test_who_has_little_waiting_is_light() -> None:
     queue = queue_of(*[("a", 1.0)] * 5, ("b", 2.0), ("c", 4.0))
     assert [tenant for tenant in "abcd" if queue.is_light(tenant)] == ["b", "d"]
@@ -128,8 +144,6 @@ def test_tenants_that_are_served_are_forgotten() -> None:
     queue.push("always", 1e6, 0)
     for number in range(10_000):
         queue.push(f"tenant {number}", 1.0, number)
-        queue.push(f"tenant {number}", 1.0, number)
-        queue.pop()
         queue.pop()
     assert len(queue._tenants) < 200
     assert len(queue._places) < 200

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,8 @@ from live_server import LiveServer, poll
 from pkpo import packed
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
+from pkpo_server.computation import Computation, Demand, Patience
+from pkpo_server.refusal import DeadlinePassed, Hopeless, Overloaded
 from pkpo_server.settings import InvalidSettings, Settings
 
 PUSHBACK = "grpc-retry-pushback-ms"
@@ -59,6 +63,71 @@ def test_what_cannot_be_ready_in_time_is_refused_at_once_and_for_good(single: Li
     assert refused(single, "deadline") == before + 1
     assert single.metrics()[WAITING] == 0
     stub.Transform(long_request(1), timeout=60)
+
+
+@pytest.mark.parametrize("policy", [pb.K_POLICY_CLAMP, pb.K_POLICY_STRICT])
+def test_a_k_beyond_its_group_is_no_work(single: LiveServer, stub: Any, policy: pb.KPolicy) -> None:
+    request = pb.TransformRequest(variant=pb.VARIANT_PASSK_BOOTSTRAP, k=[2**32 - 1], k_policy=policy)
+    request.groups.f64.CopyFrom(packed.double_values(np.arange(16)))
+    request.groups.group_size = 16
+    request.estimate_k.extend([1] * 20)
+    if policy == pb.K_POLICY_CLAMP:
+        assert len(stub.Transform(request, timeout=10).f64.values) == 16
+    else:
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Transform(request, timeout=10)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_what_is_refused_for_good_moves_no_bound() -> None:
+    async def run() -> None:
+        computation = Computation(1, most_bytes=2**30, most_rewards=2**30)
+        small, giant = (Demand("a", "V", visits, 1, 1) for visits in (10**6, 10**12))
+        busy = threading.Event()
+        for _ in range(5):
+            _, hold = await computation.in_thread(small, Patience(None), lambda: time.sleep(0.01))
+            hold.end()
+        for _ in range(50):
+            with pytest.raises(Hopeless):
+                await computation.in_thread(giant, Patience(time.monotonic() + 1), int)
+        calls = [asyncio.create_task(computation.in_thread(small, Patience(None), busy.wait)) for _ in range(400)]
+        while not (refused := [call for call in calls if call.done()]):
+            await asyncio.sleep(0.01)
+        busy.set()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert refused
+        assert 100 < sum(isinstance(outcome, Overloaded) for outcome in outcomes) < 400
+        computation.stop()
+
+    asyncio.run(run())
+
+
+def test_work_whose_caller_is_gone_when_its_turn_comes_stops_nobody() -> None:
+    async def run() -> None:
+        computation = Computation(1, most_bytes=2**20, most_rewards=2**20)
+        demand = Demand("a", "V", 10, 10, 10)
+        busy = threading.Event()
+        first = asyncio.create_task(computation.in_thread(demand, Patience(None), busy.wait))
+        await asyncio.sleep(0)
+        late = asyncio.create_task(computation.in_thread(demand, Patience(time.monotonic() + 0.3), int))
+        last = asyncio.create_task(computation.in_thread(demand, Patience(None), lambda: "served"))
+        await asyncio.sleep(0)
+        assert computation.waiting == 2
+        await asyncio.sleep(0.4)
+        late.cancel()
+        # The cancellation reaches its task only after the loop has heard of the thread, as it may happen.
+        busy.set()
+        time.sleep(0.2)
+        (_, hold), (served, other) = await first, await last
+        assert served == "served"
+        hold.end()
+        other.end()
+        with pytest.raises((asyncio.CancelledError, DeadlinePassed)):
+            await late
+        assert computation.waiting == computation.held_bytes == 0
+        computation.stop()
+
+    asyncio.run(run())
 
 
 def test_a_flood_is_refused_in_part_and_holds_nobody_else_up(single: LiveServer, stub: Any) -> None:

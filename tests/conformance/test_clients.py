@@ -25,7 +25,7 @@ import trustme
 
 from conformance.conformance_pb2 import Case, Results, Suite
 from faulty_proxy import FaultyProxy
-from live_server import LiveServer
+from live_server import LiveServer, poll
 from pages import ROOT, blocks, commands
 from pkpo.v1 import reward_transform_pb2 as pb
 
@@ -309,6 +309,7 @@ def test_tls_and_a_token(example: Example, tmp_path: Path) -> None:
     ca.write_bytes(authority.cert_pem.bytes())
     flags = "--tls-certificate", str(certificate), "--tls-key", str(key), "--tokens", str(tokens)
     with LiveServer(*flags, wait=False) as secured:
+        poll(lambda: secured.log_lines("serving"), "line with event serving", 60)
         example.demonstration(secured.address, {"PKPO_CA": str(ca), "PKPO_TOKEN": TOKEN}).check()
         nameless = example.demonstration(secured.address, {"PKPO_CA": str(ca)})
     assert nameless.status != 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -82,6 +82,7 @@ class Service:
         except Exception:  # what grpc would answer with UNKNOWN
             outcome.code = grpc.StatusCode.UNKNOWN
             outcome.faults.append(traceback.format_exc())
+        context.end()
         outcome.faults += self._log.faults
         self._log.faults.clear()
         return outcome
@@ -105,6 +106,7 @@ class _Context:
     def __init__(self, outcome: Outcome, messages: Sequence[bytes]) -> None:
         self._outcome = outcome
         self._messages = iter(messages)
+        self._callbacks: list[Callable[[Any], None]] = []
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return ()
@@ -117,6 +119,14 @@ class _Context:
 
     def set_trailing_metadata(self, _: Any) -> None:
         pass
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        self._callbacks.append(callback)
+
+    def end(self) -> None:
+        """The call is over, and its answer has left."""
+        for callback in self._callbacks:
+            callback(self)
 
     async def send_initial_metadata(self, _: Any) -> None:
         pass

@@ -254,6 +254,6 @@ def test_a_refusal_is_as_short_as_any_other() -> None:
 )
 def test_a_tenant_is_a_token_s_name_or_else_a_host(peer: str, host: str) -> None:
     assert peer_host(peer) == host
-    for grant, tenant in ((EVERYTHING, host), (Grant("team-a"), "team-a")):
+    for grant, tenant in ((EVERYTHING, f"host {host}"), (Grant("team-a"), "token team-a")):
         caller = Caller("Transform", "1", None, lambda: peer, None, (), grant)
         assert caller.tenant == tenant

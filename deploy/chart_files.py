@@ -161,7 +161,9 @@ def _least(name: str, setting: Setting) -> int:
 def _value_schema(name: str, setting: Setting) -> dict[str, Any]:
     if setting.kind in (int, float):
         kind = "integer" if setting.kind is int else "number"
-        return {"type": kind, "minimum": _least(name, setting), "maximum": setting.greatest}
+        # Of what is null by itself, the server says what it then is.
+        may_be: Any = [kind, "null"] if DEFAULTS.get(name, setting.default) is None else kind
+        return {"type": may_be, "minimum": _least(name, setting), "maximum": setting.greatest}
     if setting.kind is bool:
         return {"type": "boolean"}
     return {"enum": list(setting.choices)} if setting.choices else {"type": "string", "minLength": 1}

@@ -54,9 +54,8 @@ class Run:
             Interrupted: the service is gone, and the run is to stop without it.
         """
         every, last = self.configuration.evaluate_every, self.configuration.steps
-        # Said only where it is hidden, so that TQDM_DISABLE hides it too.
-        hidden: dict[str, Any] = {} if self.accelerator.is_main_process else {"disable": True}
-        with tqdm(total=last, initial=self.progress.step, unit="step", **hidden) as bar:
+        show = self.accelerator.is_main_process
+        with tqdm(total=last, initial=self.progress.step, unit="step", disable=not show) as bar:
             while True:
                 try:
                     # At the start of a step, so that a run which is resumed here evaluates here.

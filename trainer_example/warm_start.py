@@ -74,13 +74,12 @@ def _imitated(
     demonstrations: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids, padded on the right, and the labels: the answer, and its end where it stops before its longest."""
-    prompts, said = (list(column) for column in zip(*demonstrations, strict=True))
-    heads, tails = tokenizer(prompts).input_ids, tokenizer(said, add_special_tokens=False).input_ids
-    tails = [tail + [tokenizer.eos_token_id] * (len(tail) < max_new_tokens) for tail in tails]
-    longest = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))
-    ids = np.full((len(heads), longest), tokenizer.pad_token_id)
-    labels = np.full_like(ids, -100)
-    for number, (head, tail) in enumerate(zip(heads, tails, strict=True)):
-        ids[number, : len(head) + len(tail)] = head + tail
-        labels[number, len(head) : len(head) + len(tail)] = tail
-    return torch.from_numpy(ids), torch.from_numpy(labels)
+    rows, answers = [], []
+    for prompt, answer in demonstrations:
+        head = tokenizer(prompt).input_ids
+        tail = tokenizer(answer, add_special_tokens=False).input_ids
+        tail += [tokenizer.eos_token_id] * (len(tail) < max_new_tokens)
+        rows.append(torch.tensor(head + tail))
+        answers.append(torch.tensor([-100] * len(head) + tail))
+    pad = torch.nn.utils.rnn.pad_sequence
+    return pad(rows, True, tokenizer.pad_token_id), pad(answers, True, -100)

@@ -85,15 +85,6 @@ class TestRules:
         ]
         assert all(simple)
 
-    def test_demonstrations_may_slip(self) -> None:
-        """A quarter of the digits is random: a rule's four are all right with chance (0.75 + 0.025)^4 = 0.361."""
-        task = task_named("rules:slips=0.25")
-        shown = task.demonstrations(np.random.default_rng(0), 6000)
-        right = np.mean(
-            [any(a == "".join(map(str, rule(tuple(map(int, p[1:5]))))) for rule in SIMPLE.values()) for p, a in shown]
-        )
-        assert right == pytest.approx(0.361, abs=0.03)
-
     def test_demonstrations_of_compositions_are_mostly_wrong(self) -> None:
         task = task_named("rules:hard=true")
         shown = task.demonstrations(np.random.default_rng(0), 6000)
@@ -120,17 +111,6 @@ class TestReasoningGym:
         problem = task.train[0]
         assert task.reward(problem, f"I think <answer>{problem.reference['answer']}</answer>") == 1.0
         assert task.reward(problem, problem.reference["answer"]) == 0.0
-
-    def test_what_all_prompts_say_is_one_token_of_the_tiny_models(self) -> None:
-        from trainer_example.models import character_tokenizer
-
-        task = task_named("reasoning_gym:chain_sum,train_prompts=50,min_terms=2,max_terms=2")
-        assert task.phrases[0] == "State the final answer to the following arithmetic problem: "
-        tokenizer = character_tokenizer(task.alphabet, task.phrases)
-        for problem in task.train:
-            ids = tokenizer(problem.prompt).input_ids
-            assert len(ids) == 2 + len(problem.prompt.removeprefix(task.phrases[0]).removesuffix(task.phrases[1])) + 1
-            assert tokenizer.decode(ids, skip_special_tokens=True) == problem.prompt
 
     def test_it_demonstrates(self) -> None:
         task = task_named("reasoning_gym:chain_sum,train_prompts=5")
@@ -283,13 +263,13 @@ class TestCode:
 
 
 def test_a_name_nobody_has_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="task: is 'chess'; must be one of rules, fog, reasoning_gym") as refusal:
+    with pytest.raises(ValueError, match="task: is 'chess'; must be one of rules, reasoning_gym") as refusal:
         task_named("chess")
     assert all(name in str(refusal.value) for name in TASKS)
 
 
 def test_an_option_a_task_does_not_take_is_refused() -> None:
-    with pytest.raises(ValueError, match="rules has no option 'colour'; it has hard, continuous, slips, seed"):
+    with pytest.raises(ValueError, match="rules has no option 'colour'; it has hard, continuous, seed"):
         task_named("rules:colour=red")
     with pytest.raises(ValueError, match="hard is 'maybe'; must be true or false"):
         task_named("rules:hard=maybe")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +45,6 @@ class ReasoningGym(Task):
         )
         problems = [self._problem(entry) for entry in self._generator]
         self.train = problems[:train_prompts]
-        self.phrases = _common_ends([problem.prompt for problem in self.train])
         seen = {problem.prompt for problem in self.train}
         self.test = [problem for problem in problems[train_prompts:] if problem.prompt not in seen]
 
@@ -72,15 +69,3 @@ class ReasoningGym(Task):
             raise ValueError(f"warm_start_steps: must be 0: {self._name} of reasoning-gym says no answers")
         answer = "<answer>{}</answer>" if self._instruct else "{}"
         return [(self._problem(entry).prompt, answer.format(entry["answer"])) for entry in entries]
-
-
-def _common_ends(prompts: Sequence[str]) -> list[str]:
-    """What all prompts begin and end with; nothing where they are all the same."""
-    if len(set(prompts)) < 2:
-        return []
-    begin, end = _common_beginning(prompts), _common_beginning([prompt[::-1] for prompt in prompts])[::-1]
-    return [phrase for phrase in (begin, end) if len(phrase) > 1]
-
-
-def _common_beginning(texts: Sequence[str]) -> str:
-    return os.path.commonprefix(texts)  # noqa: RUF071 - by characters is what is meant

@@ -53,7 +53,6 @@ class Rules(Task):
     Args:
         hard: whether most prompts want a composition of two rules.
         continuous: whether the reward is the share of right digits, instead of 1 for all four and 0 otherwise.
-        slips: the share of random digits in the demonstration of a simple rule.
         seed: of the classes and of the prompts, the same for every run that compares methods.
         train_prompts: how many to train on.
         test_prompts: how many to test on; no prompt is in both.
@@ -66,14 +65,12 @@ class Rules(Task):
         self,
         hard: bool = False,
         continuous: bool = False,
-        slips: float = 0.0,
         seed: int = 0,
         train_prompts: int = 10_000,
         test_prompts: int = 500,
     ) -> None:
         self.continuous = continuous
         self.hard = hard
-        self.slips = slips
         self.warm_start_steps = 1800 if hard else 1500
         generator = np.random.default_rng(seed)
         self._classes = _hard_classes(generator) if hard else _ambiguous_classes(generator)
@@ -107,9 +104,8 @@ class Rules(Task):
             chances[len(SIMPLE) :] = 0.0
             rule = NAMES[generator.choice(len(NAMES), p=chances / chances.sum())]
         answer = RULES[rule](digits)
-        share = WRONG_DIGITS if rule in COMPOSED else self.slips
-        if share > 0:
-            wrong = generator.random(len(answer)) < share
+        if rule in COMPOSED:
+            wrong = generator.random(len(answer)) < WRONG_DIGITS
             random = generator.integers(10, size=len(answer))
             answer = tuple(int(r) if w else d for d, r, w in zip(answer, random, wrong, strict=True))
         return _prompt(hint, digits), _text(answer)

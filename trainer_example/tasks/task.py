@@ -29,7 +29,6 @@ class Task(ABC):
         test: held-out problems, none of them in `train`.
         max_new_tokens: how long an answer may get, in tokens.
         alphabet: the characters of prompts and answers, for the tokenizer of the tiny models.
-        phrases: what is one token for them, because every prompt says it.
         warm_start_steps: supervised steps that give a model of random weights something to explore from.
     """
 
@@ -37,7 +36,6 @@ class Task(ABC):
     test: Sequence[Problem]
     max_new_tokens: int
     alphabet: str = string.printable
-    phrases: Sequence[str] = ()
     warm_start_steps: int = 0
 
     @abstractmethod

@@ -217,11 +217,19 @@ def kernel(*signatures: Any) -> Callable[[Kernel], Kernel]:
     return made
 
 
-def compile_kernels() -> None:
+def compile_kernels(*, checkpoint: Callable[[], None] | None = None) -> None:
     """Compiles every kernel, or loads it from the disk cache; afterwards no call waits for the compiler.
 
     Takes some seconds the first time on a machine, a fraction of one afterwards. Does nothing where NUMBA_DISABLE_JIT
     is set.
+
+    Args:
+        checkpoint: called before each kernel.
+
+    Raises:
+        BaseException: what `checkpoint` raises; it stops the work and passes through.
     """
     for each in _kernels:
+        if checkpoint is not None:
+            checkpoint()
         each.compile()

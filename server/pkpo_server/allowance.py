@@ -6,16 +6,25 @@ is asked for before they are loaded.
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
 import resource
 import threading
+import time
+from typing import TYPE_CHECKING
 
 from pkpo_server.settings import Settings
+
+if TYPE_CHECKING:
+    from pkpo_server.logs import Log
 
 # A process that serves holds some 25 files open, and its supervisor a few for each worker.
 LEAST_OPEN_FILES, OPEN_FILES_PER_WORKER = 48, 2
 # Those of the health port, which are among them.
 PROBING_CONNECTIONS = 12
+# Of the files that callers may have, from what share in use on it is said, how often it is looked, and how often said.
+WARNED_SHARE, LOOKING_SECONDS, SAYING_SECONDS = 0.9, 10.0, 60.0
 # What is asked for where it is given. A connection takes some tens of kilobytes.
 MOST_OPEN_FILES = 2**14
 # Beside those that compute. gRPC's alone are up to 16.
@@ -56,6 +65,45 @@ def require(settings: Settings) -> None:
 def most_connections() -> int:
     """How many callers may be connected, so that files are left for everything else."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - LEAST_OPEN_FILES
+
+
+def open_files() -> int:
+    """How many files, connections among them, this process holds open."""
+    try:
+        # Linux counts them by itself from 6.2 on; to list ten thousand would hold the event loop up.
+        return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
+    except OSError:
+        # It takes one to look.
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+class Connections:
+    """Whether the files that callers may have run short: gRPC closes what comes beyond at once, and says nothing.
+
+    Args:
+        log: where that is written.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        # Before anybody is connected.
+        self._own = open_files()
+        self._said = -math.inf
+
+    def watch(self) -> None:
+        """From now on looks every LOOKING_SECONDS, for as long as the running event loop goes."""
+        self.look()
+        asyncio.get_running_loop().call_later(LOOKING_SECONDS, self.watch)
+
+    def look(self) -> None:
+        """Looks once, and writes a warning where few are left; not again within SAYING_SECONDS."""
+        held, most, now = open_files(), most_connections(), time.monotonic()
+        if held - self._own < WARNED_SHARE * most or now < self._said + SAYING_SECONDS:
+            return
+        self._said = now
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        message = f"of {limit} files {held} are open; more than {most} connections are closed at once (ulimit -n)"
+        self._log.warning("few_files", open_files=held, limit=limit, connections=most, message=message)
 
 
 def open_standard_streams() -> None:

@@ -316,7 +316,7 @@ def _parsed(message: type[_Message], raw: bytes) -> _Message:
         # It says no more where there is no memory for the message: then there is none for as much either.
         bytearray(2 * len(raw))
         name = message.DESCRIPTOR.full_name
-        raise InvalidRequest([Violation("message", f"{len(raw)} bytes that are no {name}")]) from error
+        raise InvalidRequest([Violation("message", f"cannot be read: its {len(raw)} bytes are no {name}")]) from error
 
 
 def _reward_groups(

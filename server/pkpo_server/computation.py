@@ -18,14 +18,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from math import expm1, inf
+from math import inf
 from typing import Any, TypeVar
 
 from pkpo_server import memory
 from pkpo_server.budget import Budget
+from pkpo_server.demanded import Demanded
 from pkpo_server.fair_queue import FairQueue
 from pkpo_server.pace import Pace
 from pkpo_server.refusal import CallCancelled, DeadlinePassed, Hopeless, Overloaded
+from pkpo_server.wait_bound import WaitBound
 
 _Result = TypeVar("_Result")
 
@@ -38,18 +40,8 @@ INLINE_BYTES = 8 * 2**15
 # So long after a big batch its answer has left, and what it leaves behind is given back: at most so often.
 TIDYING_SECONDS = 1.0
 
-# Work is let in that would wait for a thread at most as long as so many usual pieces of work take, or half as many like
-# itself. Much the same for all: a bound by what each takes itself would let in the long or the short ones alone. At
-# 80 % load next to none would wait for as many pieces. Where work has waited all the time for a while there is more
-# than can be done, and a long queue would only make everyone wait: then for as few.
-MOST_USUAL_PIECES, FEWEST_USUAL_PIECES = 20.0, 5.0
-STANDING_SECONDS, SHORTENING_SECONDS, LENGTHENING_SECONDS = 0.5, 0.5, 5.0
-LEAST_WAIT_SECONDS = 0.02
-OWN_SHARE = 0.5
-# Tenants that have much less waiting than another may wait so many times longer: it is not they who flood.
+# Tenants that ask for much less than another may wait so many times longer: it is not they who flood.
 LIGHT_TIMES = 4
-# What is usual is what was asked for during this time.
-USUAL_SECONDS = 2.0
 # Threads that compute are so much nicer than the event loop and gRPC's own: on a single processor they would leave
 # these a third of it, so that refusals come seconds late.
 NICER = 5
@@ -168,10 +160,10 @@ class Computation:
         self._rewards = Budget(most_rewards)
         self._room_seekers: dict[int, _Seeker] = {}
         self._pace = Pace()
-        self._usual = 0.0
+        self._wait_bound = WaitBound()
+        self._demanded = Demanded()
+        self._waiting_since = inf
         self._stopped = False
-        self._pieces = MOST_USUAL_PIECES
-        self._asked = self._waiting_since = -inf
         self._tidying: asyncio.TimerHandle | None = None
 
     @property
@@ -246,18 +238,17 @@ class Computation:
                     f" {name} = {budget.limit}",
                     "memory",
                 )
-        usual = self._pace.seconds(demand.variant, demand.visits)
-        # Slowly where many come: with what waits just at the bound, whoever moved it would decide who is let in.
-        now = time.monotonic()
-        own = self._pace.processor_seconds(demand.variant, demand.visits)
         left = patience.seconds_left()
         least = self._pace.least_seconds(demand.variant, demand.visits)
         if least > left:
             self._pace.doubt(demand.variant)
             raise Hopeless(f"takes at least {least:.3g} s to compute; {left:.3g} s of the deadline are left")
-        self._usual += -expm1((self._asked - now) / USUAL_SECONDS) * (own - self._usual)
-        most = max(self._usual_pieces(now) * max(self._usual, OWN_SHARE * own), LEAST_WAIT_SECONDS)
-        if self._queue.is_light(demand.tenant):
+        usual = self._pace.seconds(demand.variant, demand.visits)
+        of_processor = self._pace.processor_seconds(demand.variant, demand.visits)
+        now, waiting_since = time.monotonic(), self._waiting_since if self._queue else inf
+        self._demanded.ask(demand.tenant, of_processor, now)
+        most = self._wait_bound.seconds(of_processor, now, waiting_since)
+        if self._demanded.is_light(demand.tenant):
             most *= LIGHT_TIMES
         wait = self._queue.wait(demand.tenant, usual, self._threads * min(left, most, LONGEST_WAIT_SECONDS))
         wait /= self._threads
@@ -267,14 +258,6 @@ class Computation:
             )
         if not demand.queues and wait > most:
             raise Overloaded(f"would wait {wait:.3g} s for a thread", "queue", wait)
-
-    def _usual_pieces(self, now: float) -> float:
-        standing = self._queue and now - self._waiting_since > STANDING_SECONDS
-        speed = -1 / SHORTENING_SECONDS if standing else 1 / LENGTHENING_SECONDS
-        change = (MOST_USUAL_PIECES - FEWEST_USUAL_PIECES) * speed * (now - self._asked)
-        self._pieces = min(max(self._pieces + change, FEWEST_USUAL_PIECES), MOST_USUAL_PIECES)
-        self._asked = now
-        return self._pieces
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._free and self._queue and not self._stopped:

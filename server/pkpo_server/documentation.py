@@ -36,6 +36,7 @@ def label_values() -> str:
         ("`k`", ", ".join(map(str, curves.CURVE_K))),
         ("`sign`", ", ".join(metrics.SIGNS)),
         ("`certificate`", ", ".join((certificates.SERVER, certificates.CLIENT_CA))),
+        ("`kind`", ", ".join(metrics.SECRETS)),
         ("`reason`", ", ".join(f"`{reason}`" for reason in (*metrics.REASONS, metrics.OTHER_REASON))),
     )
     return _table(("Label", "Values"), rows)
@@ -49,7 +50,10 @@ def constants_table() -> str:
             f"{INLINE_VISITS}",
         ),
         ("Rewards of a run that are kept for its pass@k curve until they are summed", f"{curves.MOST_REWARDS}"),
-        ("Lines about refused requests in a second, before they are only counted", f"{REFUSAL_LINES_PER_SECOND}"),
+        (
+            "Lines about requests refused for one reason in a second, before they are only counted",
+            f"{REFUSAL_LINES_PER_SECOND}",
+        ),
     )
     return _table(("What", "Value"), rows)
 

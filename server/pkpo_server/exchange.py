@@ -20,7 +20,7 @@ from pkpo_server.computation import HANGING_UP_SECONDS, INLINE_BYTES, INLINE_VIS
 from pkpo_server.grants import EVERYTHING, Grant
 from pkpo_server.logs import BoundedLog
 from pkpo_server.metrics import Answered, Metrics, Stages
-from pkpo_server.refusal import InternalFailure, InvalidRequest, Overloaded, Refusal
+from pkpo_server.refusal import InternalFailure, InvalidRequest, Overloaded, Refusal, Unauthenticated
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,11 @@ class Request:
     """What is known of a request once its bytes are parsed: the names metrics and logs file it under, and its size.
 
     Attributes:
+        variant: as metrics name it.
+        rewards: how many there are.
         visits: about how many rewards are visited, once for each pass over them.
+        run_id: of the training run; empty where it names none, or none that is legal.
+        sequence: its number on a stream; None of a unary call, and where it cannot be read.
         grant: what its caller may ask for.
     """
 
@@ -260,12 +264,16 @@ def log_refusal(refusal: Refusal, caller: Caller, means: Means, **names: Any) ->
     means.metrics.refused(refusal.reason)
     if caller.traceparent is not None:
         names["traceparent"] = caller.traceparent
+    if isinstance(refusal, Unauthenticated):
+        names["cause"] = refusal.cause
     if caller.grant.name:
         names["tenant"] = caller.grant.name
     if refusal.violations:
         names["violations"] = [f"{v.field}: {v.description}" for v in refusal.violations]
+    # By reason: who has no token is in a kind of their own, and cannot hide what happens to those who have one.
     means.log.warning(
         "refused",
+        kind=metrics.counted_reason(refusal.reason),
         method=caller.method,
         code=refusal.code.name,
         reason=refusal.reason,

@@ -59,11 +59,6 @@ class FairQueue(Generic[_Work]):
                 total += min(other.seconds, own + seconds)
         return total
 
-    def is_light(self, tenant: str) -> bool:
-        """Whether another tenant has more than twice as much waiting."""
-        own = self._tenants[tenant].seconds if tenant in self._tenants else 0.0
-        return any(other.seconds > 2 * own for name, other in self._tenants.items() if name != tenant)
-
     def push(self, tenant: str, seconds: float, work: _Work) -> Place[_Work]:
         """Queues work that takes so long, and returns its place."""
         self._tidy()

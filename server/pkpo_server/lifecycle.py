@@ -16,21 +16,31 @@ from typing import Any
 import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from numba.core.event import Listener, install_listener
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 
 import pkpo_core
 from pkpo import __version__
-from pkpo_server import allowance, logs, memory, signals
-from pkpo_server.address import CannotListen, tcp_address, unix_address, warn_where_open
+from pkpo_server import allowance, certificates, logs, memory, signals, tokens
+from pkpo_server.address import (
+    CannotListen,
+    bound,
+    cannot_listen,
+    tcp_address,
+    unix_address,
+    warn_of_unknown_variables,
+    warn_where_metrics_open,
+    warn_where_open,
+)
 from pkpo_server.admission import Admission
-from pkpo_server.certificates import LOOKING_SECONDS, Certificates, UnusableCertificate
+from pkpo_server.certificates import Certificates, UnusableCertificate
 from pkpo_server.codec import Limits
 from pkpo_server.computation import Computation, default_threads
 from pkpo_server.exchange import Means
 from pkpo_server.health import Health
 from pkpo_server.logs import BoundedLog, Log
 from pkpo_server.memory import Ceiling, default_ceiling
-from pkpo_server.metrics import Levels, Metrics
+from pkpo_server.metrics import CERTIFICATE, TOKENS, Levels, Metrics
 from pkpo_server.prometheus import serve_metrics
 from pkpo_server.run_files import RunFile
 from pkpo_server.runs import Runs
@@ -72,6 +82,7 @@ class Place:
         address: as gRPC writes it.
         health_address: of the health port; None where there is none.
         shared: whether other processes listen on the same port, so that this one must not before it can serve.
+        starting: called once what is set was found good, before anything listens.
         listening: told the address with its real port.
         health_listening: told that of the health port.
         serving: told the same, once calls are answered.
@@ -81,6 +92,7 @@ class Place:
     address: str
     health_address: str | None
     shared: bool
+    starting: Callable[[], None]
     listening: Callable[[str], None]
     health_listening: Callable[[str], None]
     serving: Callable[[str], None]
@@ -116,7 +128,7 @@ class Server:
         self._preparing: threading.Thread
         self._taking: set[asyncio.Task[None]] = set()
         self._certificates = Certificates.of(settings, log)
-        tokens = Tokens(settings.tokens, log) if settings.tokens is not None else None
+        self._tokens = Tokens(settings.tokens, log) if settings.tokens is not None else None
         threads = settings.threads or default_threads(settings.workers)
         most_bytes = settings.max_bytes_in_flight or REQUESTS_IN_FLIGHT * settings.max_message_bytes
         most_rewards = settings.max_rewards_in_flight or REQUESTS_IN_FLIGHT * settings.max_rewards
@@ -136,7 +148,7 @@ class Server:
         most = default_ceiling(settings.workers) if settings.max_memory_bytes is None else settings.max_memory_bytes
         self._ceiling = Ceiling(most)
         self._servicer = RewardTransformServicer(
-            self._means, self._admission, self._ceiling, settings.stream_in_flight, tokens
+            self._means, self._admission, self._ceiling, settings.stream_in_flight, self._tokens
         )
 
     def _levels(self) -> Levels:
@@ -149,11 +161,14 @@ class Server:
             CannotListen: the address is taken, or not ours.
         """
         stop = self._stop_signal()
+        self._place.starting()
         self._means.metrics.watch_runs()
         self._watch_certificates()
+        self._watch_tokens()
         health = Health([SERVICE])
         server = self._grpc_server(health)
         probed = None if self._place.health_address is None else self._health_server(health)
+        connections = allowance.Connections(self._log)
         if not self._place.shared:
             address = await self._started(server, probed)
         ready = self._prepared()
@@ -169,6 +184,7 @@ class Server:
             if self._place.shared:
                 address = await self._started(server, probed)
             self._place.serving(address)
+            connections.watch()
         either = {stop, *self._taking}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not stop.done():
@@ -210,7 +226,7 @@ class Server:
             self._settings.unix_socket.chmod(int(self._settings.unix_socket_mode, 8))
         self._place.listening(address)
         if probed is not None and self._place.health_address is not None:
-            self._place.health_listening(_listen(probed, self._place.health_address))
+            self._place.health_listening(_listen(probed, self._place.health_address, prefix="health_"))
             await self._start(probed)
         await self._start(server)
         return address
@@ -225,7 +241,15 @@ class Server:
     def _watch_certificates(self) -> None:
         if self._certificates is not None:
             self._means.metrics.certificates_expire(self._certificates.expiry())
-            asyncio.get_running_loop().call_later(LOOKING_SECONDS, self._watch_certificates)
+            self._means.metrics.secrets_unusable(CERTIFICATE, self._certificates.unusable)
+            asyncio.get_running_loop().call_later(certificates.LOOKING_SECONDS, self._watch_certificates)
+
+    def _watch_tokens(self) -> None:
+        # Also where nobody calls: trouble with them is told before somebody needs one.
+        if self._tokens is not None:
+            self._tokens.look()
+            self._means.metrics.secrets_unusable(TOKENS, self._tokens.unusable)
+            asyncio.get_running_loop().call_later(tokens.LOOKING_SECONDS, self._watch_tokens)
 
     def _prepared(self) -> asyncio.Future[None]:
         # In a thread that nothing waits for: a signal during a first, slow compilation ends the process at once.
@@ -239,7 +263,8 @@ class Server:
         def prepare() -> None:
             started = time.monotonic()
             try:
-                pkpo_core.compile_kernels()
+                with install_listener("numba:compile", _Compiling(self._log)):
+                    pkpo_core.compile_kernels()
                 warm_up(self._means)
             except Exception as error:
                 loop.call_soon_threadsafe(tell, error)
@@ -279,20 +304,38 @@ class Server:
         self._log.info("stopped", seconds=round(time.monotonic() - started, 3))
 
 
+class _Compiling(Listener):
+    """Says that kernels are compiled, once, at the first that no cache holds."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._said = False
+
+    def on_start(self, event: Any) -> None:
+        """A kernel is compiled."""
+        if not self._said:
+            self._said = True
+            self._log.info("compiling", message="kernels that no cache holds; all of them take some tens of seconds")
+
+    def on_end(self, event: Any) -> None:
+        """A kernel was compiled."""
+
+
 def run_server(settings: Settings) -> int:
     """Serves from this process alone until told to stop, and returns the exit status."""
     log = logs.configure(settings.log_level)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     GCCollector(registry=registry)
-    try:
-        log.info("metrics", address=serve_metrics(settings.metrics_host, settings.metrics_port, registry))
-    except CannotListen as error:
-        log.error("failed", message=str(error))
-        return 1
+    warn_of_unknown_variables(log)
     address = tcp_address(settings.host, settings.port)
     if settings.unix_socket is not None:
         address = unix_address(settings.unix_socket)
+
+    def starting() -> None:
+        metrics_address = serve_metrics(settings.metrics_host, settings.metrics_port, registry)
+        log.info("metrics", address=metrics_address)
+        warn_where_metrics_open(log, settings, metrics_address)
 
     def listening(address: str) -> None:
         log.info("listening", address=address)
@@ -303,9 +346,12 @@ def run_server(settings: Settings) -> int:
         address,
         None if settings.health_port is None else tcp_address(settings.health_host, settings.health_port),
         shared=False,
+        starting=starting,
         listening=listening,
         health_listening=lambda address: log.info("health", address=address),
-        serving=lambda address: log.info("serving", address=address, version=__version__),
+        serving=lambda address: log.info(
+            "serving", address=address, version=__version__, connections=allowance.most_connections()
+        ),
     )
     return run_place(settings, place, registry, log)
 
@@ -356,8 +402,17 @@ def _options(settings: Settings, shared: bool) -> list[tuple[str, int]]:
     return options
 
 
-def _listen(server: aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
-    """Adds an address to a server, and returns it with its real port. Raises CannotListen."""
+def _listen(
+    server: aio.Server, address: str, credentials: grpc.ServerCredentials | None = None, prefix: str = ""
+) -> str:
+    """Adds an address to a server, and returns it with its real port.
+
+    Args:
+        prefix: of the settings that the address is from.
+
+    Raises:
+        CannotListen: that cannot be.
+    """
     if address.startswith("unix:"):
         _refuse_a_socket_in_use(Path(address[5:]))
     try:
@@ -365,9 +420,21 @@ def _listen(server: aio.Server, address: str, credentials: grpc.ServerCredential
             port = server.add_insecure_port(address)
         else:
             port = server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise CannotListen(f"cannot listen on {address}: it is in use, or no address of this machine") from error
+    except (RuntimeError, UnicodeError) as error:
+        raise _why_not(address, prefix) from error
     return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def _why_not(address: str, prefix: str) -> CannotListen:
+    # gRPC does not tell what the system does.
+    if not address.startswith("unix:"):
+        host, _, port = address.rpartition(":")
+        host = host.strip("[]")
+        try:
+            bound(host, int(port)).close()
+        except (OSError, UnicodeError) as error:
+            return cannot_listen(prefix, host, int(port), error)
+    return CannotListen(f"cannot listen on {address}")
 
 
 def _refuse_a_socket_in_use(path: Path) -> None:

@@ -69,6 +69,7 @@ REASONS = (
     "internal",
 )
 READ, WAIT, COMPUTE, WRITE = STAGES = ("read", "wait", "compute", "write")
+TOKENS, CERTIFICATE = SECRETS = ("tokens", "certificate")
 POSITIVE, NEGATIVE = SIGNS = ("positive", "negative")
 # A small batch takes about 0.1 ms and the largest some seconds; 30 s is the client's default deadline. Steps of 2 to
 # 2.5 keep a quantile read off them within that factor.
@@ -178,7 +179,7 @@ OPEN_CALLS = Definition(Gauge, "pkpo_open_calls", "calls", "Calls and streams op
 OPEN_CALLS_LIMIT = Definition(Gauge, "pkpo_open_calls_limit", "calls", "Calls and streams that are taken at most.")
 WAITING = Definition(Gauge, "pkpo_waiting", "requests", "Requests that wait for a thread, as of up to 50 ms ago.")
 HELD_BYTES = Definition(
-    Gauge, "pkpo_held_bytes", "bytes", "Size of the messages that wait for a thread or are computed, likewise."
+    Gauge, "pkpo_held_bytes", "bytes", "Size of what waits for a thread, is computed or was not taken yet, likewise."
 )
 HELD_BYTES_LIMIT = Definition(Gauge, "pkpo_held_bytes_limit", "bytes", "How much of them is taken at most.")
 OPEN_STREAMS = Definition(Gauge, "pkpo_open_streams", "streams", "Streams open.")
@@ -195,6 +196,15 @@ CERTIFICATE_EXPIRY = Definition(
     "When the server's certificate expires, and of those that sign the clients' the first; where there is TLS.",
     ("certificate",),
     joined="livemin",
+)
+SECRETS_UNUSABLE = Definition(
+    Gauge,
+    "pkpo_secrets_unusable",
+    "",
+    "1 while the files of tokens, or of the certificate, cannot be used, so that the former count, and while there is"
+    " no token in any file, so that nobody is let in; else 0. Where they are asked for.",
+    ("kind",),
+    joined="livemax",
 )
 BUILD_INFO = Definition(
     Gauge,
@@ -232,6 +242,7 @@ DEFINITIONS = (
     RUNS,
     RUNS_LIMIT,
     CERTIFICATE_EXPIRY,
+    SECRETS_UNUSABLE,
     BUILD_INFO,
 )
 
@@ -342,7 +353,7 @@ class Levels:
     Attributes:
         open_calls: how many calls are open.
         waiting: how many requests wait for a thread.
-        held_bytes: the size of the messages of those and of what is computed.
+        held_bytes: the size of those, of what is computed, and of answers that their callers have not taken yet.
     """
 
     open_calls: int
@@ -442,6 +453,10 @@ class Metrics:
         for certificate, seconds in expiry.items():
             self._series(CERTIFICATE_EXPIRY, certificate).set(seconds)
 
+    def secrets_unusable(self, kind: str, unusable: bool) -> None:
+        """Whether secrets of a kind cannot be used as their files are now: TOKENS or CERTIFICATE."""
+        self._series(SECRETS_UNUSABLE, kind).set(unusable)
+
     def finished(self, method: str, variant: str, code: grpc.StatusCode, seconds: float) -> None:
         """A request was answered, with a result or without."""
         self._requests[method, variant, code].inc()
@@ -453,7 +468,7 @@ class Metrics:
 
     def refused(self, reason: str) -> None:
         """It was not answered with a result."""
-        self._refused[reason if reason in REASONS else OTHER_REASON].inc()
+        self._refused[counted_reason(reason)].inc()
 
     def answered(self, answered: Answered) -> None:
         """It was answered with a result. To be called on the event loop."""
@@ -560,6 +575,11 @@ class Metrics:
 
     def _series(self, definition: Definition, *labels: str) -> Any:
         return self._built[definition].labels(*labels)
+
+
+def counted_reason(reason: str) -> str:
+    """The reason a refusal is filed under, of a small set."""
+    return reason if reason in REASONS else OTHER_REASON
 
 
 def undecoded_variant(method: str) -> str:

@@ -12,11 +12,16 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 DEADLINE_SECONDS = 2.0
 PAUSE_SECONDS = 0.5
-DEFAULT_PORT = 50052
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 50051
+# Who listens everywhere is asked here.
+_LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_HELP = """host:port or unix:PATH, in plaintext. By itself what the server's variables say: PKPO_HEALTH_HOST and
+PKPO_HEALTH_PORT where that port is set, else PKPO_UNIX_SOCKET, else PKPO_HOST and PKPO_PORT (default: %(default)s)"""
 _CHECK = "/grpc.health.v1.Health/Check"
 _SERVER_AS_A_WHOLE = b""
 _SERVING = b"\x08\x01"  # field 1, a number: 1
@@ -24,9 +29,9 @@ _SERVING = b"\x08\x01"  # field 1, a number: 1
 
 def main() -> int:
     """Probes the address that the command line names, and returns the exit status."""
-    default = f"127.0.0.1:{os.environ.get('PKPO_HEALTH_PORT', DEFAULT_PORT)}"
+    default = _address(os.environ)
     parser = argparse.ArgumentParser("python -m pkpo_server.probe", description="Exits with 0 where a server serves.")
-    parser.add_argument("address", nargs="?", default=default, help="host:port or unix:PATH (default: %(default)s)")
+    parser.add_argument("address", nargs="?", default=default, help=_HELP)
     parser.add_argument(
         "--within",
         type=_seconds,
@@ -46,6 +51,18 @@ def main() -> int:
         return 0
     print(f"{address}: {complaint}", file=sys.stderr)
     return 1
+
+
+def _address(environment: Mapping[str, str]) -> str:
+    """Where a server with this environment, and no flags, answers for its health."""
+    health_port, path = environment.get("PKPO_HEALTH_PORT"), environment.get("PKPO_UNIX_SOCKET")
+    if health_port is None and path is not None:
+        return f"unix:{path}"
+    prefix = "PKPO_" if health_port is None else "PKPO_HEALTH_"
+    host = environment.get(f"{prefix}HOST", DEFAULT_HOST)
+    host = _LOOPBACKS.get(host, host)
+    port = environment.get(f"{prefix}PORT", DEFAULT_PORT)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _seconds(text: str) -> float:

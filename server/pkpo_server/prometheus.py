@@ -20,7 +20,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pkpo_server.address import CannotListen, tcp_address
+from pkpo_server.address import cannot_listen, tcp_address
 
 # Each connection has a thread; one that says nothing for so long is closed, and gives it back.
 SILENT_SECONDS = 10.0
@@ -83,8 +83,8 @@ def serve_metrics(host: str, port: int, registry: CollectorRegistry) -> str:
     disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
         server, _ = start_http_server(port, host, registry)
-    except OSError as error:
-        raise CannotListen(f"cannot serve metrics on {tcp_address(host, port)}: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:
+        raise cannot_listen("metrics_", host, port, error) from error
     server.RequestHandlerClass = _impatient(server.RequestHandlerClass)
     server.get_request = _unhurried(server.get_request)  # type: ignore[method-assign]
     return tcp_address(host, server.server_port)

@@ -162,12 +162,25 @@ class Draining(Refusal):
 
 
 class Unauthenticated(Refusal):
-    """The call carries no token, or none that this server knows."""
+    """The call carries no token, or none that this server knows. Callers are told the same of each.
+
+    Args:
+        cause: which of these it is, for the log: one of the constants below.
+
+    Attributes:
+        cause: the same.
+    """
+
+    NO_TOKEN = "no token"
+    MALFORMED = "not one Bearer token"
+    UNKNOWN = "unknown token"
+    TAKEN_BACK = "token taken back"
 
     code = grpc.StatusCode.UNAUTHENTICATED
     reason = "unauthenticated"
 
-    def __init__(self) -> None:
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
         super().__init__("needs `authorization: Bearer <token>` with a token this server knows")
 
 

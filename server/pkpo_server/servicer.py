@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -33,10 +33,9 @@ from pkpo_server.memory import Ceiling
 from pkpo_server.refusal import Draining, InvalidRequest, NotReady, Overloaded, Refusal, Unauthenticated
 from pkpo_server.request_id import request_id
 from pkpo_server.stream import Stream
-from pkpo_server.tokens import Tokens
+from pkpo_server.tokens import Metadata, Tokens, why_refused
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RewardTransformService"].full_name
-Metadata = Iterable[tuple[str, str | bytes]]
 VERSION_KEY, REQUEST_ID_KEY = "pkpo-server-version", "pkpo-request-id"
 
 
@@ -83,7 +82,7 @@ class RewardTransformServicer:
 
     def _refusal_unread(self, metadata: Metadata | None) -> Refusal | None:
         if self._tokens is not None and self._tokens.grant(metadata) is None:
-            return Unauthenticated()
+            return Unauthenticated(why_refused(metadata))
         # Once nothing is open, no call would make room for another.
         if self._admission.open_calls and self._ceiling.reached():
             return Overloaded(f"the server has grown to max_memory_bytes = {self._ceiling.most}", "memory")
@@ -163,7 +162,7 @@ class RewardTransformServicer:
         self._means.metrics.open_streams.inc()
         try:
             await stream.serve()
-        except Draining as refusal:
+        except (Draining, Unauthenticated) as refusal:
             log_refusal(refusal, caller, self._means)
             raise
         finally:
@@ -186,7 +185,7 @@ class RewardTransformServicer:
             if not self._ready:
                 raise NotReady
             if caller.grant is NOTHING:
-                raise Unauthenticated  # its token was taken back since the call was let in
+                raise Unauthenticated(Unauthenticated.TAKEN_BACK)  # since the call was let in
             tenant = caller.tenant
             self._admission.enter(tenant)
             self._means.metrics.count_soon()

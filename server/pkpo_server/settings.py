@@ -6,6 +6,7 @@ By the standard library alone: to import what does the same takes longer than th
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,14 @@ PROGRAM = "pkpo-server"
 ENVIRONMENT_PREFIX = "PKPO_"
 # How the supervisor tells a process that it is a worker; not a setting.
 WORKER_VARIABLE = "PKPO_INTERNAL_WORKER"
+# What the client reads of the same environment, where both run beside each other.
+CLIENT_VARIABLES = (
+    "k", "variant", "scale", "k_policy", "estimate_k", "seed", "address", "fallback", "timeout", "run_id",
+    "token_file", "ca_file", "certificate_file", "key_file",
+)  # fmt: skip
+# What Kubernetes sets for services whose names begin with pkpo, beside PKPO_PORT and the like, which are such links.
+_OF_SERVICE = re.compile(r"PKPO_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_LINKS = ("tcp://", "udp://", "sctp://")
 # Longer paths do not fit a socket address on Linux.
 LONGEST_SOCKET_PATH = 107
 _KIB, _MIB = 2**10, 2**20
@@ -82,7 +91,7 @@ class Setting:
 
 
 def _address(default: str, description: str) -> Any:
-    return _field(Setting(str, default, description))
+    return _field(Setting(str, default, description, pattern=r"[^\[\]]+"))
 
 
 def _number(default: int | None, description: str, least: int, greatest: int, unit: str = "", kind: type = int) -> Any:
@@ -163,14 +172,14 @@ class Settings:
     )
     max_bytes_in_flight: int | None = _number(
         None,
-        "Size of the messages in each worker whose answers wait for a thread or are computed; more are refused with"
-        " RESOURCE_EXHAUSTED. By itself, 8 times `max_message_bytes`.",
+        "Size of the messages in each worker that wait for a thread, are computed, or whose answers were not taken yet;"
+        " more are refused with RESOURCE_EXHAUSTED. By itself, 8 times `max_message_bytes`.",
         _KIB,
         2**40,
         "bytes",
     )
     max_rewards_in_flight: int | None = _number(
-        None, "The same in rewards. By itself, 8 times `max_rewards`.", 1, 2**40, "rewards"
+        None, "The same in rewards, until they are computed. By itself, 8 times `max_rewards`.", 1, 2**40, "rewards"
     )
     max_memory_bytes: int | None = _number(
         None,
@@ -228,15 +237,11 @@ class Settings:
             ("unix_socket_mode", "unix_socket"),
         ):
             if getattr(self, name) is not None and getattr(self, needed) is None:
-                raise InvalidSettings(
-                    f"{flag(name)} ({variable(name)}): {getattr(self, name)} without {flag(needed)}"
-                    f" ({variable(needed)}), which it needs"
-                )
+                raise InvalidSettings(f"{called(name)}: {getattr(self, name)} without {called(needed)}, which it needs")
         for name, held in (("max_bytes_in_flight", "max_message_bytes"), ("max_rewards_in_flight", "max_rewards")):
             if getattr(self, name) is not None and getattr(self, name) < getattr(self, held):
                 raise InvalidSettings(
-                    f"{flag(name)} ({variable(name)}): {getattr(self, name)}; must be at least {flag(held)}"
-                    f" ({variable(held)}) = {getattr(self, held)}"
+                    f"{called(name)}: {getattr(self, name)}; must be at least {called(held)} = {getattr(self, held)}"
                 )
         if self.health_port and self.health_port == self.port and self.unix_socket is None:
             raise InvalidSettings(
@@ -311,6 +316,30 @@ def variable(name: str) -> str:
     return ENVIRONMENT_PREFIX + name.upper()
 
 
+def called(name: str) -> str:
+    """A setting as complaints name it: its flag and its variable."""
+    return f"{flag(name)} ({variable(name)})"
+
+
+def unknown_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The PKPO_* variables that nobody reads, each with the nearest one of a setting; "" where none is near."""
+    known = {WORKER_VARIABLE, *map(variable, SETTINGS), *map(variable, CLIENT_VARIABLES)}
+    return {
+        name: _nearest(name)
+        for name, value in sorted(environment.items())
+        if name.startswith(ENVIRONMENT_PREFIX)
+        and name not in known
+        and not _OF_SERVICE.fullmatch(name)
+        and not value.startswith(_LINKS)
+    }
+
+
+def _nearest(name: str) -> str:
+    # Without what all of them begin with, by which all would be near.
+    near = difflib.get_close_matches(name.removeprefix(ENVIRONMENT_PREFIX).lower(), SETTINGS, n=1)
+    return variable(near[0]) if near else ""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         PROGRAM,
@@ -333,7 +362,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _hint(given: str) -> str:
-    if given.startswith(("tcp://", "udp://")):
+    if given.startswith("["):
+        return f" (without the brackets: {given.strip('[]')})"
+    if given.startswith(_LINKS):
         return (
             " (Kubernetes sets such variables for a service named pkpo: set enableServiceLinks: false on the pod,"
             " or give the flag)"

@@ -100,7 +100,7 @@ class Stream:
             if self._tokens is not None:
                 grant = self._tokens.grant(self._caller.metadata)
                 if grant is None:
-                    raise Unauthenticated  # its token was taken back meanwhile
+                    raise Unauthenticated(Unauthenticated.TAKEN_BACK)
                 self._caller.grant = grant
             exchange = Exchange(self._means, self._caller, STREAM_MESSAGE, raw)
             received = len(raw)

@@ -10,13 +10,17 @@ from pathlib import Path
 
 from pkpo_server.grants import Grant, MalformedGrant, grant_of
 from pkpo_server.logs import Log
+from pkpo_server.refusal import Unauthenticated
 from pkpo_server.secret_files import Signature, signature
 
-_HEADER, _SCHEME = "authorization", "bearer "
+_HEADER, _SCHEME = "authorization", "bearer"
 LOOKING_SECONDS = 1.0
 SHORTEST_TOKEN = 16
 # Left over by editors and by those who write another file and rename it.
 _NO_SECRETS = ("~", ".new", ".tmp", ".bak")
+
+
+Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class UnusableTokens(Exception):
@@ -43,36 +47,47 @@ class Tokens:
         self._key = secrets.token_bytes(32)
         self._looked = time.monotonic()
         self._seen = self._complained = self._signature()
+        self._failing = False
         self._grants = self._read()
         if not self._grants:
             raise UnusableTokens(f"{path} holds no token")
 
-    def grant(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Grant | None:
-        """What a call with this metadata may do; None where it is not let in."""
-        self._look()
-        given = next((value for key, value in metadata or () if key == _HEADER), "")
-        if not isinstance(given, str) or given[: len(_SCHEME)].lower() != _SCHEME:
-            return None
-        return self._grants.get(self._digest(given[len(_SCHEME) :].strip().encode()))
+    def grant(self, metadata: Metadata | None) -> Grant | None:
+        """What a call with this metadata may do; None where it is not let in: `why_refused` says why."""
+        self.look()
+        token = _token(metadata)
+        return None if token is None else self._grants.get(self._digest(token))
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Takes up what has changed, where the last look was a while ago."""
         now = time.monotonic()
         if now - self._looked < LOOKING_SECONDS:
             return
         self._looked = now
         seen = self._signature()
-        if seen == self._seen:
+        # What could not be used may be out of reach while it is what it was.
+        if seen == self._seen and not self._failing:
             return
         try:
-            self._grants = self._read()
+            grants = self._read()
         except UnusableTokens as error:
-            # Tried again at the next look, in case the files were only out of reach; said once.
-            if seen != self._complained:
+            # Tried again at the next look; said once.
+            if seen != self._complained or not self._failing:
                 self._log.error("tokens_unusable", message=f"{error}; the former ones stay in use")
-            self._complained = seen
+            self._complained, self._failing = seen, True
+            return
+        if not grants:
+            self._log.error("tokens_emptied", path=str(self._path), message="holds no token; nobody is let in")
+        elif self._failing and grants == self._grants:
+            self._log.info("tokens_usable", path=str(self._path), tokens=len(grants))
         else:
-            self._seen = seen
-            self._log.info("tokens_changed", path=str(self._path), tokens=len(self._grants))
+            self._log.info("tokens_changed", path=str(self._path), tokens=len(grants))
+        self._grants, self._seen, self._failing = grants, seen, False
+
+    @property
+    def unusable(self) -> bool:
+        """Whether the files could not be used at the last look, or held no token."""
+        return self._failing or not self._grants
 
     def _files(self) -> list[Path]:
         if not self._path.is_dir():
@@ -106,6 +121,27 @@ class Tokens:
         return hmac.digest(self._key, token, "sha256")
 
 
+def why_refused(metadata: Metadata | None) -> str:
+    """Why a call with this metadata is not let in: a cause of Unauthenticated."""
+    if not _headers(metadata):
+        return Unauthenticated.NO_TOKEN
+    return Unauthenticated.MALFORMED if _token(metadata) is None else Unauthenticated.UNKNOWN
+
+
+def _token(metadata: Metadata | None) -> bytes | None:
+    """The one that the call carries; None where there is none, or more than one."""
+    headers = _headers(metadata)
+    if len(headers) != 1 or not isinstance(headers[0], str):
+        return None
+    scheme, _, rest = headers[0].partition(" ")
+    token = rest.lstrip(" ")
+    return token.encode() if scheme.lower() == _SCHEME and token and " " not in token else None
+
+
+def _headers(metadata: Metadata | None) -> list[str | bytes]:
+    return [value for key, value in metadata or () if key == _HEADER]
+
+
 def _lines(path: Path) -> Iterator[tuple[str, bytes, Grant]]:
     """Of each line that is a token: where it is, the token and its grant."""
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -116,7 +152,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes, Grant]]:
         if token.startswith((b"name=", b"runs=")):
             raise UnusableTokens(f"{place} begins with name= or runs=; must begin with the token")
         if len(token) < SHORTEST_TOKEN:
-            raise UnusableTokens(f"{place} has {len(token)} bytes; a token must have {SHORTEST_TOKEN}")
+            raise UnusableTokens(f"{place} has a token of {len(token)} bytes; must be at least {SHORTEST_TOKEN}")
         try:
             yield place, token, grant_of(word.decode("ascii", "replace") for word in words)
         except MalformedGrant as error:

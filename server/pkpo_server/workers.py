@@ -27,7 +27,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, multiprocess
 
 from pkpo import __version__
 from pkpo_server import allowance, logs, signals
-from pkpo_server.address import CannotListen, tcp_address, warn_where_open
+from pkpo_server.address import (
+    CannotListen,
+    bound,
+    cannot_listen,
+    tcp_address,
+    warn_of_unknown_variables,
+    warn_where_metrics_open,
+    warn_where_open,
+)
 from pkpo_server.logs import Log
 from pkpo_server.prometheus import Definition, Processes, serve_metrics
 from pkpo_server.pulse import Pulse, beat
@@ -90,7 +98,7 @@ class Supervisor:
         """
         _require_room(self._settings)
         stop = signals.stop_asked(self._log, self._force)
-        with _metrics_folder() as self._folder, _reserved(self._settings.host, self._settings.port) as reservation:
+        with _metrics_folder() as self._folder, _reserved("", self._settings.host, self._settings.port) as reservation:
             self._address = tcp_address(self._settings.host, reservation.getsockname()[1])
             self._serve_metrics()
             warn_where_open(self._log, self._settings, self._address)
@@ -104,7 +112,7 @@ class Supervisor:
     def _health_reservation(self) -> AbstractContextManager[socket.socket | None]:
         if self._settings.health_port is None:
             return nullcontext()
-        return _reserved(self._settings.health_host, self._settings.health_port)
+        return _reserved("health_", self._settings.health_host, self._settings.health_port)
 
     def _serve_metrics(self) -> None:
         multiprocess.MultiProcessCollector(self._registry, path=self._folder)  # type: ignore[no-untyped-call]
@@ -112,6 +120,7 @@ class Supervisor:
         self._registry.register(Processes(_Pids(self._living)))
         address = serve_metrics(self._settings.metrics_host, self._settings.metrics_port, self._registry)
         self._log.info("metrics", address=address)
+        warn_where_metrics_open(self._log, self._settings, address)
 
     async def _keep_all(self, stop: asyncio.Future[str]) -> int:
         first_served = asyncio.get_running_loop().create_future()
@@ -226,7 +235,11 @@ class Supervisor:
         self._log.info("worker_serving", worker=index, pid=pid)
         if len(self._serving) == self._settings.workers and not self._announced:
             self._announced = True
-            self._log.info("serving", address=self._address, version=__version__, workers=self._settings.workers)
+            workers = self._settings.workers
+            connections = workers * allowance.most_connections()
+            self._log.info(
+                "serving", address=self._address, version=__version__, workers=workers, connections=connections
+            )
 
     def _force(self) -> None:
         self._kill()
@@ -251,6 +264,7 @@ class _Pids:
 def run_supervisor(settings: Settings) -> int:
     """Serves from several processes until told to stop, and returns the exit status."""
     log = logs.configure(settings.log_level)
+    warn_of_unknown_variables(log)
     try:
         return asyncio.run(Supervisor(settings, log).run())
     except CannotListen as error:
@@ -287,6 +301,7 @@ def run_worker(role: str) -> int:
         told["address"],
         told["health_address"],
         shared=True,
+        starting=lambda: None,
         listening=lambda _: None,
         health_listening=lambda _: None,
         serving=serving,
@@ -348,19 +363,11 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _reserved(host: str, port: int) -> socket.socket:
+def _reserved(prefix: str, host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         if port:
             # Sharing a port is for our own workers: another server that listens on it must not be joined unseen.
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-        reservation = socket.socket(family, kind, protocol)
-        # Connections of a server that is gone linger on the port; gRPC's own sockets pass over them too.
-        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reservation.bind(address)
-    except OSError as error:
-        raise CannotListen(f"cannot listen on {tcp_address(host, port)}: {error.strerror or error}") from error
-    return reservation
+            bound(host, port).close()
+        return bound(host, port, shared=True)
+    except (OSError, UnicodeError) as error:
+        raise cannot_listen(prefix, host, port, error) from error

@@ -36,8 +36,26 @@ def certificates(pem: bytes) -> list[Certificate]:
     try:
         parsed = load_pem_x509_certificates(pem)
     except InvalidVersion as error:  # which is no ValueError
-        raise ValueError(f"a certificate cannot be read: {error}") from error
+        raise ValueError(str(error)) from error
     return [Certificate(each.not_valid_after_utc.timestamp(), _key_kind(each)) for each in parsed]
+
+
+def belong_together(certificate: bytes, key: bytes) -> bool:
+    """Whether a PEM file's private key is that of the first certificate in another.
+
+    Raises:
+        ValueError: one of them cannot be read, or the key is encrypted.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from cryptography.x509 import load_pem_x509_certificate
+
+    try:
+        # Whether it is a sound key is not asked here, and to find that out of one of RSA holds up every thread.
+        own = load_pem_private_key(key, None, unsafe_skip_rsa_key_validation=True).public_key()
+        return bool(own == load_pem_x509_certificate(certificate).public_key())
+    except (TypeError, UnsupportedAlgorithm) as error:
+        raise ValueError(str(error)) from error
 
 
 def _key_kind(certificate: Parsed) -> str:

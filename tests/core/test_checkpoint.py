@@ -54,3 +54,11 @@ def test_an_estimate_is_stopped_too() -> None:
 def test_kernels_can_be_compiled_ahead_and_again() -> None:
     compile_kernels()
     compile_kernels()
+
+
+def test_compiling_ahead_is_stopped_too() -> None:
+    watching = Checkpoint()
+    compile_kernels(checkpoint=watching)
+    assert watching.calls > 2
+    with pytest.raises(Stopped):
+        compile_kernels(checkpoint=Checkpoint(2))

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from live_server import LiveServer, poll
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
-from pkpo_server import x509
+from pkpo_server import certificates, x509
 from pkpo_server.certificates import CLIENT_CA, KEY_KINDS, SERVER, WARNING_DAYS, Certificates, UnusableCertificate
 from said import Said
 
@@ -151,6 +151,168 @@ def test_which_grpc_s_clients_cannot_use(kind: str, files: Files) -> None:
     server.stop(None).wait()
 
 
+GARBLED = "-----BEGIN {0}-----\nbm90aGluZw==\n-----END {0}-----\n"
+
+
+def swapped(files: Files) -> None:
+    certificate, key = files.certificate.read_bytes(), files.key.read_bytes()
+    files.certificate.write_bytes(key)
+    files.key.write_bytes(certificate)
+
+
+def with_the_key_of(kind: str, files: Files) -> None:
+    certificate = files.certificate.read_bytes()
+    files.write(kind)
+    files.certificate.write_bytes(certificate)
+
+
+def with_an_encrypted_key(files: Files) -> None:
+    key: Any = serialization.load_pem_private_key(files.key.read_bytes(), None)
+    encryption = serialization.BestAvailableEncryption(b"secret")
+    files.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
+
+
+OF_CERTIFICATE, OF_KEY = (
+    "--tls-certificate (PKPO_TLS_CERTIFICATE): {0}/tls.crt: ",
+    "--tls-key (PKPO_TLS_KEY): {0}/tls.key: ",
+)
+OF_CLIENT_CA = "--tls-client-ca (PKPO_TLS_CLIENT_CA): {0}/ca.crt: "
+UNUSABLE: list[tuple[str, Callable[[Files], Any]]] = [
+    (OF_CERTIFICATE + "No such file or directory", lambda files: files.certificate.unlink()),
+    (OF_KEY + "No such file or directory", lambda files: files.key.unlink()),
+    (OF_CLIENT_CA + "No such file or directory", lambda files: files.client_ca.unlink()),
+    (OF_CERTIFICATE + "holds no certificate (PEM)", lambda files: files.certificate.write_text("nothing")),
+    (OF_CERTIFICATE + "holds no certificate (PEM), but a private key", swapped),
+    (OF_KEY + "holds no private key (PEM)", lambda files: files.key.write_text("nothing")),
+    (OF_KEY + "holds no private key (PEM), but a certificate", lambda files: swapped_in(files.key, files.certificate)),
+    (OF_KEY + "its private key cannot be read", lambda files: files.key.write_text(GARBLED.format("PRIVATE KEY"))),
+    (OF_KEY + "its private key is encrypted; it must not be", with_an_encrypted_key),
+    (
+        OF_KEY + "its private key does not belong to the certificate in {0}/tls.crt",
+        lambda files: with_the_key_of("P-256", files),
+    ),
+    (
+        OF_KEY + "its private key does not belong to the certificate in {0}/tls.crt",
+        lambda files: with_the_key_of("RSA", files),
+    ),
+    (
+        OF_CERTIFICATE + "a certificate cannot be read: ",
+        lambda files: files.certificate.write_text(GARBLED.format("CERTIFICATE")),
+    ),
+    (OF_CLIENT_CA + "holds no certificate (PEM)", lambda files: files.client_ca.write_bytes(b"")),
+    (
+        OF_CLIENT_CA + "holds no certificate (PEM), but a private key",
+        lambda files: swapped_in(files.client_ca, files.key),
+    ),
+    (
+        OF_CLIENT_CA + "a certificate cannot be read: ",
+        lambda files: files.client_ca.write_text(GARBLED.format("CERTIFICATE")),
+    ),
+]
+
+
+def swapped_in(path: Path, other: Path) -> None:
+    path.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize(("said", "breaking"), UNUSABLE)
+def test_what_cannot_be_used_is_said_by_its_setting_and_file(
+    said: str, breaking: Callable[[Files], Any], files: Files
+) -> None:
+    """At the start, and in the log when the files were good before."""
+    files.write()
+    files.client_ca.write_bytes(files.certificate.read_bytes())
+    log = Said()
+    held = files.read(log, client_ca=True)
+    breaking(files)
+    wanted = said.format(files.certificate.parent)
+    with pytest.raises(UnusableCertificate) as caught:
+        files.read(Said(), client_ca=True)
+    assert str(caught.value).startswith(wanted)
+    if not wanted.endswith(": "):
+        assert str(caught.value) == wanted
+    assert held._changed() is None
+    assert log.lines == [
+        ("certificate_unusable", {"message": f"{caught.value}; the former one stays in use"}),
+    ]
+
+
+@pytest.mark.parametrize("which", ["client_ca", "certificate"])
+def test_the_log_names_what_changed(which: str, files: Files) -> None:
+    """Though all files are replaced, as they are in the volume of a secret."""
+    said = Said()
+    files.write()
+    files.client_ca.write_bytes(files.certificate.read_bytes())
+    certificates = files.read(said, client_ca=True)
+    changed = getattr(files, which)
+    for path in (files.certificate, files.key, files.client_ca):
+        new = path.with_suffix(".new")
+        new.write_bytes(path.read_bytes() + (b"# renewed\n" if path == changed else b""))
+        new.replace(path)
+    assert certificates._changed() is not None
+    assert said.lines == [("certificate_changed", {"paths": [str(changed)]})]
+
+
+def test_files_replaced_by_the_same_are_named_in_the_log(files: Files) -> None:
+    said = Said()
+    files.write()
+    held = files.read(said)
+    new = files.key.with_suffix(".new")
+    swapped_in(new, files.key)
+    new.replace(files.key)
+    held._changed()
+    assert said.lines == [("certificate_changed", {"paths": [str(files.key)]})]
+
+
+def test_who_only_connects_has_no_work_done_for_a_key_that_does_not_fit(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every connection has the files looked at, before it has shown anything."""
+    work: list[str] = []
+
+    def count(place: Any, name: str) -> None:
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *given: (work.append(name), real(*given))[1])
+
+    count(Path, "read_bytes")
+    count(ssl, "SSLContext")
+    count(x509, "belong_together")
+    monkeypatch.setattr(certificates, "TRYING_SECONDS", 3600.0)
+    files.write("RSA")
+    said = Said()
+    held = files.read(said)
+    with_the_key_of("RSA", files)
+    work.clear()
+    tried = ["read_bytes", "read_bytes", "SSLContext"]
+    for _ in range(100):
+        assert held._changed() is None
+    assert work == [*tried, "belong_together"]
+    held._tried -= certificates.TRYING_SECONDS
+    for _ in range(100):
+        assert held.expiry() == {SERVER: LATE.timestamp()}
+    assert work == [*tried, "belong_together", *tried]
+    # What is new is tried at once.
+    files.write("RSA")
+    assert held._changed() is not None
+    assert [event for event, _ in said.lines] == ["certificate_unusable", "certificate_changed"]
+
+
+def test_a_key_is_not_proved_sound_to_see_whose_it_is(files: Files) -> None:
+    """That takes long, and every other thread waits meanwhile."""
+    files.write("RSA")
+    key: Any = serialization.load_pem_private_key(files.key.read_bytes(), None)
+    numbers = key.private_numbers()
+    unsound: Any = rsa.RSAPrivateNumbers(
+        numbers.p, numbers.q, numbers.d, numbers.dmp1, numbers.dmq1, numbers.iqmp - 1, numbers.public_numbers
+    ).private_key(unsafe_skip_rsa_key_validation=True)
+    written = unsound.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    with pytest.raises(ValueError, match="Invalid private key"):
+        serialization.load_pem_private_key(written, None)
+    assert x509.belong_together(files.certificate.read_bytes(), written)
+
+
 def test_an_expired_certificate_ends_the_start(files: Files) -> None:
     files.write(expires=BEGAN + timedelta(days=1))
     with LiveServer(*files.flags, wait=False) as server:
@@ -186,7 +348,7 @@ def test_what_expires_soon_is_said(files: Files) -> None:
         CLIENT_CA: soon.timestamp(),
     }
     assert said.lines == [
-        ("certificate_changed", {"path": str(files.certificate)}),
+        ("certificate_changed", {"paths": [str(files.certificate), str(files.key), str(files.client_ca)]}),
         ("certificate_expires", {"path": str(files.client_ca), "expires": soon.isoformat()}),
     ]
 

@@ -99,12 +99,6 @@ def test_ever_new_tenants_do_not_keep_others_from_their_turn() -> None:
     assert 80 <= served["old"] <= 120, "a sixth: six wait at any time"
 
 
-def test_who_has_little_waiting_is_light() -> None:
-    queue = queue_of(*[("a", 1.0)] * 5, ("b", 2.0), ("c", 4.0))
-    assert [tenant for tenant in "abcd" if queue.is_light(tenant)] == ["b", "d"]
-    assert not FairQueue[int]().is_light("a")
-
-
 def test_what_waits_long_is_not_added_up() -> None:
     queue = queue_of(*[(f"tenant {i}", 1.0) for i in range(1000)])
     assert 10.0 < queue.wait("another", 1.0, 10.0) <= 11.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
@@ -352,20 +353,65 @@ def start_and_wait(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_a_port_in_use_is_said_and_not_shared(server: LiveServer) -> None:
-    port = server.address.rsplit(":", 1)[1]
-    second = start_and_wait("--port", port)
-    assert second.returncode == 1
-    assert f"127.0.0.1:{port}" in second.stderr
-    assert "Traceback" not in second.stderr
+def why_not_started(*flags: str) -> str:
+    done = start_and_wait(*flags)
+    assert done.returncode == 1
+    (line,) = [line for line in map(json.loads, done.stderr.splitlines()) if line["event"] == "failed"]
+    return str(line["message"])
 
 
-def test_a_metrics_port_in_use_is_said(server: LiveServer) -> None:
-    port = server.metrics_address.rsplit(":", 1)[1]
-    second = start_and_wait("--port", "0", "--metrics-port", port)
-    assert second.returncode == 1
-    assert f"127.0.0.1:{port}" in second.stderr
-    assert "Traceback" not in second.stderr
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("flag", "variable"),
+    [("--port", "PKPO_PORT"), ("--health-port", "PKPO_HEALTH_PORT"), ("--metrics-port", "PKPO_METRICS_PORT")],
+)
+def test_a_port_in_use_is_said_and_not_shared(flag: str, variable: str, workers: str, server: LiveServer) -> None:
+    taken = server.metrics_address if flag == "--metrics-port" else server.address
+    port = taken.rsplit(":", 1)[1]
+    said = why_not_started("--port", "0", "--workers", workers, flag, port)
+    assert said == f"{flag} ({variable}): cannot listen on 127.0.0.1:{port}: it is in use"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("which", ["", "health-", "metrics-"])
+def test_a_host_that_is_not_this_machine_s_is_said(which: str, workers: str) -> None:
+    """192.0.2.0/24 is for documentation, and .invalid is nobody's."""
+    named = f"--{which}host (PKPO_{which.upper().replace('-', '_')}HOST): cannot listen on"
+    flags = ("--port", "0", "--workers", workers, "--health-port", "0", f"--{which}host")
+    assert why_not_started(*flags, "192.0.2.1") == f"{named} 192.0.2.1:0: 192.0.2.1 is no address of this machine"
+    with pytest.raises(socket.gaierror) as unknown:
+        socket.getaddrinfo("not.a.host.invalid", 0)
+    said = why_not_started(*flags, "not.a.host.invalid")
+    assert said == f"{named} not.a.host.invalid:0: {unknown.value.strerror}"
+    for host in ("a..b", f"{'a' * 64}.invalid"):
+        assert why_not_started(*flags, host) == f"{named} {host}:0: it can be no host's name"
+
+
+def test_nothing_listens_before_the_files_that_are_set_were_read(tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    for flags in (("--tls-certificate", absent, "--tls-key", absent), ("--tokens", absent)):
+        done = start_and_wait("--port", "0", *flags)
+        assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == ["failed"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_metrics_that_are_open_are_warned_about(workers: str) -> None:
+    flags = ("--metrics-host", "0.0.0.0", "--health-port", "0", "--health-host", "0.0.0.0", "--workers", workers)
+    with LiveServer(*flags) as server:
+        (line,) = server.log_lines("insecure")
+        assert line["level"] == "warning"
+        assert line["address"] == server.metrics_address
+        assert line["message"].startswith("metrics, ")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_mistyped_variables_are_warned_about_once(workers: str) -> None:
+    env = {"PKPO_TOKEN": "A.tok", "PKPO_RUN_ID": "a client's", "PKPO_SERVICE_HOST": "10.0.0.1"}
+    with LiveServer("--workers", workers, env=env) as server:
+        (line,) = server.log_lines("variable_unknown")
+        assert line["level"] == "warning"
+        assert line["message"] == "PKPO_TOKEN is no setting; PKPO_TOKENS is"
+        assert not any("A.tok" in line for line in server.raw_log())
 
 
 @pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("::1", False), ("localhost", False)])

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ import pkpo
 from live_server import LiveServer, poll
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
-from pkpo_server.logs import REFUSAL_LINES_PER_SECOND
+from pkpo_server.logs import REFUSAL_LINES_PER_SECOND, _Bounded
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
@@ -135,6 +140,39 @@ def test_what_was_suppressed_is_counted_before_the_end(own: tuple[LiveServer, An
     assert told == 100
 
 
+def test_strangers_and_the_refusals_of_others_hide_nothing(tmp_path: Path) -> None:
+    """Each reason has lines of its own, and our own faults have theirs."""
+    (tmp_path / "sitecustomize.py").write_text(FAULT)
+    tokens, token = tmp_path / "tokens", "a-token-of-team-a"
+    tokens.write_text(f"{token} name=a runs=a/*\n")
+    faulty = good()
+    faulty.groups.f64.values[0], faulty.run_id = 666, "a/1"
+    bearer = [("authorization", f"Bearer {token}")]
+    flood = 40
+    with (
+        LiveServer("--tokens", str(tokens), env={"PYTHONPATH": str(tmp_path)}) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = pb_grpc.RewardTransformServiceStub(channel)
+        for _ in range(3):
+            for call in [stub.Transform.future(good()) for _ in range(flood)]:
+                assert call.code() is grpc.StatusCode.UNAUTHENTICATED
+            refused_id(stub.Transform, good(), bearer)
+            refused_id(stub.Transform, bad(run_id="a/1"), bearer)
+            refused_id(stub.Transform, faulty, bearer)
+        assert server.stop() == 0
+        reasons = Counter(line["reason"] for line in server.log_lines("refused"))
+        suppressed: Counter[str] = Counter()
+        for line in server.log_lines("suppressed"):
+            assert line["lines"] == sum(line["kinds"].values())
+            suppressed.update(line["kinds"])
+        assert suppressed["unauthenticated"] > 0
+        assert reasons.pop("unauthenticated") + suppressed.pop("unauthenticated") == 3 * flood
+        assert reasons == {"permission": 3, "k": 3, "internal": 3}
+        assert len(server.log_lines("internal_error")) == 3
+        assert not suppressed
+
+
 def test_a_level_silences_what_is_below(tmp_path: Path) -> None:
     path = tmp_path / "pkpo.sock"
     flags = ("--log-level", "warning", "--unix-socket", str(path))
@@ -198,6 +236,52 @@ def test_our_own_fault_is_internal_and_told_to_the_log_alone(tmp_path: Path) -> 
         assert server.metrics()[count] == 1
 
 
+def test_no_library_hides_what_another_says() -> None:
+    bounded = _Bounded()
+    assert not all(bounded.has_room("grpc") for _ in range(50 * REFUSAL_LINES_PER_SECOND))
+    assert all(bounded.has_room("asyncio") for _ in range(REFUSAL_LINES_PER_SECOND))
+
+
+def test_a_finalizer_that_logs_while_lines_are_counted_holds_nothing_up() -> None:
+    """The collector runs finalizers wherever it is, in the thread that counts too."""
+    bounded, collected = _Bounded(), threading.Event()
+
+    class Logger(str):
+        def __del__(self) -> None:
+            bounded.has_room("asyncio")
+            collected.set()
+
+    def count() -> None:
+        bounded.has_room(Logger("collected with the second it was counted in"))
+        bounded._second = -1
+        bounded.has_room("grpc")
+
+    counting = threading.Thread(target=count, daemon=True)
+    counting.start()
+    counting.join(60)
+    assert not counting.is_alive()
+    assert collected.is_set()
+
+
+FINALIZER = """
+import os, warnings
+from pkpo_server import logs
+log, write = logs.configure("info"), os.write
+def collecting(descriptor, line):
+    os.write = write
+    warnings.warn("a coroutine was never awaited", RuntimeWarning)
+    return write(descriptor, line)
+os.write = collecting
+log.info("first")
+log.info("second")
+"""
+
+
+def test_a_finalizer_that_warns_while_a_line_is_written_holds_nothing_up() -> None:
+    done = subprocess.run([sys.executable, "-c", FINALIZER], capture_output=True, text=True, timeout=60, check=True)
+    assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == ["first", "lost", "second"]
+
+
 PRINTING = """
 import threading, traceback
 from pkpo_server import lifecycle
@@ -213,6 +297,44 @@ async def printing(self):
     return await run(self)
 lifecycle.Server.run = printing
 """
+
+
+WARNING = """
+import threading, warnings
+from pkpo_server import lifecycle
+run = lifecycle.Server.run
+async def warning(self):
+    warnings.simplefilter("always")
+    for number in range(30):
+        warnings.warn(f'odd\\n"{number}"', RuntimeWarning)
+    threading.Thread(target=warnings.warn, args=("of a thread", UserWarning)).start()
+    return await run(self)
+lifecycle.Server.run = warning
+"""
+
+
+def test_a_warning_is_an_event_without_the_code_that_gave_it(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WARNING)
+    with LiveServer(env={"PYTHONPATH": str(tmp_path)}) as server:
+        lines = server.log_lines("warning")
+        assert {key: value for key, value in lines[0].items() if key != "timestamp"} == {
+            "event": "warning",
+            "level": "warning",
+            "category": "RuntimeWarning",
+            "message": 'odd\n"0"',
+        }
+        assert len(lines) <= REFUSAL_LINES_PER_SECOND * 2
+        assert not any("warnings.warn(" in line or "sitecustomize" in line for line in server.raw_log())
+
+
+def test_every_line_of_a_worker_says_which_of_whatever_thread(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WARNING.replace("range(30)", "range(1)"))
+    with LiveServer("--workers", "2", env={"PYTHONPATH": str(tmp_path)}) as server:
+
+        def of_threads() -> set[int]:
+            return {line["worker"] for line in server.log_lines("warning") if line["message"] == "of a thread"}
+
+        poll(lambda: of_threads() == {0, 1}, "line of each worker")
 
 
 def test_what_others_print_comes_in_lines_of_the_same_form(tmp_path: Path) -> None:

@@ -51,6 +51,51 @@ def test_the_health_port_is_where_it_looks_by_itself() -> None:
     assert complaint(env={"PKPO_HEALTH_PORT": port}).startswith(f"127.0.0.1:{port}: UNAVAILABLE: ")
 
 
+def test_by_itself_it_looks_where_the_server_s_variables_say(tmp_path: Path) -> None:
+    socket_path = tmp_path / "pkpo.sock"
+    with LiveServer() as server:
+        port = server.address.rpartition(":")[2]
+        assert probe(env={"PKPO_PORT": port}).returncode == 0
+    assert complaint(env={"PKPO_PORT": port}).startswith(f"127.0.0.1:{port}: UNAVAILABLE: ")
+    assert complaint(env={"PKPO_UNIX_SOCKET": str(socket_path)}).startswith(f"unix:{socket_path}: UNAVAILABLE: ")
+    said = complaint(env={"PKPO_HEALTH_PORT": port, "PKPO_UNIX_SOCKET": str(socket_path)})
+    assert said.startswith(f"127.0.0.1:{port}: ")
+
+
+@pytest.mark.parametrize("prefix", ["PKPO_", "PKPO_HEALTH_"])
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [
+        ("127.0.0.2", "127.0.0.2"),
+        ("::2", "[::2]"),
+        ("localhost", "localhost"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("::", "[::1]"),
+    ],
+)
+def test_by_itself_it_asks_at_the_host_of_the_server_s_variables(prefix: str, host: str, asked: str) -> None:
+    """Who listens everywhere is asked on this machine."""
+    port = str(closed_port())
+    other = {"PKPO_HOST": "192.0.2.1", "PKPO_PORT": "1"}
+    said = complaint(env={**other, f"{prefix}HOST": host, f"{prefix}PORT": port})
+    assert said.startswith(f"{asked}:{port}: ")
+
+
+def test_a_server_on_another_address_of_this_machine() -> None:
+    env = {"PKPO_HOST": "127.0.0.2", "PKPO_HEALTH_HOST": "127.0.0.3"}
+    flags = ("--host", env["PKPO_HOST"], "--health-host", env["PKPO_HEALTH_HOST"])
+    with LiveServer("--health-port", "0", *flags) as server:
+        (health,) = server.log_lines("health")
+        port, health_port = (address.rpartition(":")[2] for address in (server.address, str(health["address"])))
+        assert probe(env={**env, "PKPO_PORT": port}).returncode == 0
+        assert probe(env={**env, "PKPO_HEALTH_PORT": health_port}).returncode == 0
+        assert complaint(env={"PKPO_PORT": port}).startswith(f"127.0.0.1:{port}: UNAVAILABLE: ")
+
+
+def test_without_any_it_looks_where_a_server_without_settings_serves() -> None:
+    assert "(default: 127.0.0.1:50051)" in " ".join(probe("--help").stdout.split())
+
+
 def test_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "pkpo.sock"
     assert complaint(f"unix:{path}").startswith(f"unix:{path}: UNAVAILABLE: ")

@@ -198,7 +198,9 @@ def test_bytes_that_are_no_message_are_an_invalid_argument(channel: grpc.Channel
     """gRPC's asyncio server itself would answer UNKNOWN, with the exception's text."""
     error, violations = refusal(channel.unary_unary(f"/pkpo.v1.RewardTransformService/{call}"), raw)
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert [field for field, _ in violations] == ["message"]
+    said = f"cannot be read: its {len(raw)} bytes are no pkpo.v1.{call}Request"
+    assert violations == [("message", said)]
+    assert error.details() == f"message {said}"
     assert_nothing_leaks(error)
 
 

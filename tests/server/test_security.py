@@ -27,7 +27,7 @@ from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
 from pkpo_client import Client, Unauthenticated, Unreachable
 from pkpo_server import prometheus
 from pkpo_server.address import warn_where_open
-from pkpo_server.certificates import Certificates, UnusableCertificate
+from pkpo_server.certificates import TRYING_SECONDS, Certificates, UnusableCertificate
 from pkpo_server.health import MOST_WATCHERS
 from pkpo_server.prometheus import serve_metrics
 from pkpo_server.settings import settings_of
@@ -159,7 +159,11 @@ def test_files_that_were_out_of_reach_count_once_they_are_not(
     certificates = Certificates(identity.certificate, identity.key, None, said)  # type: ignore[arg-type]
     identity.issue(trustme.CA())
     run_short_of_descriptors(monkeypatch, times=2)
-    assert [certificates._changed() is None for _ in range(4)] == [True, True, False, True]
+    kept = []
+    for _ in range(4):
+        certificates._tried -= TRYING_SECONDS
+        kept.append(certificates._changed() is None)
+    assert kept == [True, True, False, True]
     assert [event for event, _ in said.lines] == ["certificate_unusable", "certificate_changed"]
 
 
@@ -314,34 +318,67 @@ CALLS = {
 }
 
 
+STRANGERS = (
+    (),
+    ("Bearer wrong",),
+    (f"Basic {FIRST}",),
+    (FIRST,),
+    ("Bearer",),
+    ("Bearer  ",),
+    (f" Bearer {FIRST}",),
+    (f"Bearer {FIRST} {SECOND}",),
+    (f"Bearer  {FIRST}  {SECOND}",),
+    (f"Bearer {FIRST},Bearer {SECOND}",),
+    ("Bearer # whose they are",),
+    (f"Bearer {FIRST}", "Bearer wrong"),
+    ("Bearer wrong", f"Bearer {FIRST}"),
+    (f"Bearer {FIRST}", f"Bearer {FIRST}"),
+)
+# RFC 9110, 11.4: one space or more.
+KNOWN = (f"Bearer {FIRST}", f"bearer {SECOND}", f"BEARER {SECOND}", f"Bearer  {FIRST}", f"Bearer    {SECOND}")
+
+
 def test_every_call_needs_a_token_and_health_does_not(guarded: tuple[LiveServer, Path]) -> None:
     server, _ = guarded
     with grpc.insecure_channel(server.address) as open_channel:
         stub: Any = pb_grpc.RewardTransformServiceStub(open_channel)
         for name, call in CALLS.items():
-            for header in (
-                None,
-                "Bearer wrong",
-                f"Basic {FIRST}",
-                FIRST,
-                "Bearer",
-                f"Bearer {FIRST} {SECOND}",
-                "Bearer # whose they are",
-            ):
-                metadata = [("authorization", header)] if header else None
+            told = set()
+            for headers in STRANGERS:
+                metadata = [("authorization", header) for header in headers]
                 with pytest.raises(grpc.RpcError) as caught:
                     call(stub, timeout=20, metadata=metadata)
-                assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED, (name, header)  # type: ignore[attr-defined]
-            for header in (f"Bearer {FIRST}", f"bearer {SECOND}"):
+                error: Any = caught.value
+                assert error.code() is grpc.StatusCode.UNAUTHENTICATED, (name, headers)
+                told.add(error.details())
+            assert len(told) == 1  # whoever guesses learns nothing
+            for header in KNOWN:
                 call(stub, timeout=20, metadata=[("authorization", header)])
         answer = health_pb2_grpc.HealthStub(open_channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     samples = server.metrics()
-    assert samples['pkpo_refused_total{reason="unauthenticated"}'] == 7 * len(CALLS)
-    assert samples['pkpo_requests_total{code="UNAUTHENTICATED",method="Estimate",variant="none"}'] == 7
+    assert samples['pkpo_refused_total{reason="unauthenticated"}'] == len(STRANGERS) * len(CALLS)
+    assert samples['pkpo_requests_total{code="UNAUTHENTICATED",method="Estimate",variant="none"}'] == len(STRANGERS)
     # Refused before anything was looked at, they take no time worth telling of.
-    assert samples['pkpo_request_seconds_count{method="Transform"}'] == 2
+    assert samples['pkpo_request_seconds_count{method="Transform"}'] == len(KNOWN)
     assert not any(FIRST in line or "wrong" in line for line in server.raw_log())
+
+
+def test_the_log_says_which_way_a_token_was_lacking(guarded: tuple[LiveServer, Path]) -> None:
+    server, _ = guarded
+    causes = {
+        (): "no token",
+        (f"Basic {FIRST}",): "not one Bearer token",
+        (f"Bearer {FIRST}", f"Bearer {FIRST}"): "not one Bearer token",
+        (f"Bearer {THIRD}",): "unknown token",
+    }
+    with grpc.insecure_channel(server.address) as open_channel:
+        stub = pb_grpc.RewardTransformServiceStub(open_channel)
+        for headers in causes:
+            with pytest.raises(grpc.RpcError):
+                stub.Transform(REQUEST, timeout=20, metadata=[("authorization", header) for header in headers])
+    lines = poll(lambda: len(found := server.log_lines("refused")) == len(causes) and found, "lines")
+    assert [line["cause"] for line in lines] == list(causes.values())
 
 
 def test_a_stranger_s_message_is_not_read(guarded: tuple[LiveServer, Path]) -> None:
@@ -403,6 +440,37 @@ def test_a_token_that_was_taken_back_ends_its_stream(guarded: tuple[LiveServer, 
         with pytest.raises(grpc.RpcError) as caught:
             next(answers)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+    (line,) = poll(lambda: server.log_lines("refused"), "line")
+    assert (line["reason"], line["cause"]) == ("unauthenticated", "token taken back")
+    assert server.metrics()['pkpo_refused_total{reason="unauthenticated"}'] == 1
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_tokens_that_cannot_be_used_are_a_metric_and_an_event(workers: str, tmp_path: Path) -> None:
+    """Also where nobody calls."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text(FIRST)
+    with LiveServer("--tokens", str(tokens), "--workers", workers) as server:
+        steps = (
+            ("short", 1, "tokens_unusable", "error"),
+            (FIRST, 0, "tokens_usable", "info"),
+            ("", 1, "tokens_emptied", "error"),
+            (FIRST, 0, "tokens_changed", "info"),
+        )
+        metric = 'pkpo_secrets_unusable{kind="tokens"}'
+        assert server.metrics()[metric] == 0
+        for text, unusable, event, level in steps:
+            Identity._replace(tokens, text.encode())
+            poll(lambda event=event: len(server.log_lines(event)) == int(workers), event)  # type: ignore[misc]
+            poll(lambda unusable=unusable: server.metrics()[metric] == unusable, metric)  # type: ignore[misc]
+            assert {line["level"] for line in server.log_lines(event)} == {level}
+        assert 'pkpo_secrets_unusable{kind="certificate"}' not in server.metrics()
+
+
+def test_a_certificate_that_cannot_be_used_is_a_metric(identity: Identity) -> None:
+    with serving(*identity.flags) as server:
+        started(server)
+        assert server.metrics()['pkpo_secrets_unusable{kind="certificate"}'] == 0
 
 
 def allows(tokens: Tokens, token: str) -> bool:
@@ -453,12 +521,49 @@ def test_tokens_that_were_out_of_reach_count_once_they_are_not(tmp_path: Path, m
     assert [event for event, _ in said.lines] == ["tokens_unusable", "tokens_changed"]
 
 
+def test_tokens_that_are_in_reach_again_are_said_to_be(tmp_path: Path) -> None:
+    """With nothing about the file itself changed, not even its times; and a second time as the first."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path, said = folder / "tokens", Said()
+    path.write_text(FIRST)
+    tokens = Tokens(path, said)  # type: ignore[arg-type]
+    for away in (True, True, False, False, True, False):
+        if folder.exists() == away:
+            folder.rename(tmp_path / "away") if away else (tmp_path / "away").rename(folder)
+        tokens._looked -= LOOKING_SECONDS
+        assert allows(tokens, FIRST)
+        assert tokens.unusable is away
+    assert [event for event, _ in said.lines] == ["tokens_unusable", "tokens_usable"] * 2
+
+
+def test_a_certificate_that_is_in_reach_again_is_said_to_be(tmp_path: Path, authority: trustme.CA) -> None:
+    folder, said = tmp_path / "folder", Said()
+    folder.mkdir()
+    identity = Identity(folder)
+    identity.issue(authority)
+    certificates = Certificates(identity.certificate, identity.key, None, said)  # type: ignore[arg-type]
+    for away in (True, True, False, False, True, False):
+        if folder.exists() == away:
+            folder.rename(tmp_path / "away") if away else (tmp_path / "away").rename(folder)
+        certificates.expiry()
+        assert certificates.unusable is away
+    assert [event for event, _ in said.lines] == ["certificate_unusable", "certificate_usable"] * 2
+
+
 @pytest.mark.parametrize("content", [None, "", " \n\n", "# none\n", "short", f"{FIRST}\nhalf"])
 def test_no_token_or_one_too_short_is_an_error(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "tokens"
     if content is not None:
         path.write_text(content)
     with pytest.raises(UnusableTokens, match=str(path)):
+        Tokens(path, Said())  # type: ignore[arg-type]
+
+
+def test_a_token_too_short_is_told_how_long_it_must_be(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text("short")
+    with pytest.raises(UnusableTokens, match=r"line 1 has a token of 5 bytes; must be at least 16$"):
         Tokens(path, Said())  # type: ignore[arg-type]
 
 

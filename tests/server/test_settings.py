@@ -5,12 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 import pkpo
-from pkpo_server.settings import SETTINGS, InvalidSettings, flag, read_settings, settings_of, variable
+from pkpo_client.integrations.objective import Objective
+from pkpo_server.settings import (
+    CLIENT_VARIABLES,
+    SETTINGS,
+    InvalidSettings,
+    flag,
+    read_settings,
+    settings_of,
+    unknown_variables,
+    variable,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +111,8 @@ BAD = [
     (["--drain-seconds", "inf"], {}, ["--drain-seconds", "'inf'"]),
     (["--log-level", "loud"], {}, ["--log-level", "'loud'", "debug", "error"]),
     (["--host", ""], {}, ["--host", "''"]),
+    (["--host", "[::1]"], {}, ["--host", "'[::1]'", "without the brackets: ::1"]),
+    ([], {"PKPO_METRICS_HOST": "[::]"}, ["PKPO_METRICS_HOST", "without the brackets: ::)"]),
     (["--unix-socket", ""], {}, ["--unix-socket", "''", "a path"]),
     ([], {"PKPO_PORT": ""}, ["PKPO_PORT", "''", "0 to 65535"]),
     ([], {"PKPO_MAX_REWARDS": "0"}, ["PKPO_MAX_REWARDS", "'0'", "from 1 to"]),
@@ -135,6 +148,30 @@ def test_bad_values_are_said(
     for words in said:
         assert words in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_variables_that_nobody_reads_are_named_with_the_nearest_that_somebody_does() -> None:
+    mistyped = {"PKPO_TOKEN": "PKPO_TOKENS", "PKPO_WORKRES": "PKPO_WORKERS", "PKPO_QQQQ": "", "PKPO_": ""}
+    # Those of services named pkpo, pkpo-trainer and pkpo-metrics.
+    links = {
+        "PKPO_SERVICE_HOST": "10.0.0.1",
+        "PKPO_SERVICE_PORT": "50051",
+        "PKPO_SERVICE_PORT_GRPC": "50051",
+        "PKPO_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+        "PKPO_PORT_50051_TCP_PROTO": "tcp",
+        "PKPO_PORT_50051_TCP_PORT": "50051",
+        "PKPO_PORT_50051_TCP_ADDR": "10.0.0.1",
+        "PKPO_TRAINER_PORT": "tcp://10.0.0.2:80",
+        "PKPO_METRICS_SERVICE_HOST": "10.0.0.3",
+        "PKPO_METRICS_PORT_9464_TCP_ADDR": "10.0.0.3",
+    }
+    known = dict.fromkeys([*map(variable, SETTINGS), *map(variable, CLIENT_VARIABLES)], "1")
+    others = {"PATH": "/bin", "PKPOTOKEN": "x", "pkpo_token": "x"}
+    assert unknown_variables({**dict.fromkeys(mistyped, "x"), **links, **known, **others}) == mistyped
+
+
+def test_the_client_s_variables_are_those_of_its_objective() -> None:
+    assert {*CLIENT_VARIABLES} == {each.name for each in fields(Objective)}
 
 
 def test_every_bad_value_is_said_at_once() -> None:

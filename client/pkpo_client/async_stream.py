@@ -53,8 +53,13 @@ class AsyncStream(Generic[ArrayT]):
         with self._clock.going():
             while not self._window.head_is_done:
                 await self._receive_arrived()
-                if self._client._give_up_overdue(self._window, self._clock.now()):
+                if self._client._computes_here(self._window):
                     await self._drop_call()
+                    self._window.start_over()
+                elif self._window.overdue():
+                    trouble = await self._client._trouble(self._client._connected())
+                    if self._client._give_up_overdue(self._window, self._clock.now(), trouble):
+                        await self._drop_call()
                 if await self._do_next() or self._window.head_is_done:
                     continue
                 if await self._pull():
@@ -124,11 +129,9 @@ class AsyncStream(Generic[ArrayT]):
         if item is None:
             return False
         if self._client._outage.ongoing:
-            if self._call is not None:
-                # Found out by another call of the client's.
-                await self._drop_call()
-                self._window.recall()
-            await self._answer(item)
+            # However long that takes, it is no time that the service had.
+            with self._clock.standing():
+                await self._answer(item)
         else:
             if self._call is None:
                 connection = self._client._connected()
@@ -178,7 +181,7 @@ class AsyncStream(Generic[ArrayT]):
         if failure is None or unsaid:
             self._window.end(None)
         else:
-            self._window.end(self._client._end_of_stream(failure, carried, self._clock.now()))
+            self._window.end(self._client._end_of_stream(failure, carried, self._window.waited))
 
     async def _await_arrival(self) -> None:
         awaited: set[asyncio.Future[Any]] = set()

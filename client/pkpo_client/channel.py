@@ -86,9 +86,9 @@ class Endpoint:
         else:
             checked_token(self.token)
         if self.credentials is None and not here:
-            raise refused(
-                "token", f"would travel in plaintext to {self.address}; give credentials=grpc.ssl_channel_credentials()"
-            )
+            exposed = refused("token", f"would travel in plaintext to {self.address}")
+            exposed.advice = "; give credentials=grpc.ssl_channel_credentials()"
+            raise exposed
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:

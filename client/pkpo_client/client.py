@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec
 
 import grpc
 
-from pkpo_client import codec, operations
+from pkpo_client import codec, operations, status
 from pkpo_client.binding import bound
 from pkpo_client.channel import Process
 from pkpo_client.codec import Calls
@@ -22,7 +22,7 @@ from pkpo_client.errors import ClientClosed
 from pkpo_client.operations import Plan
 from pkpo_client.options import Defaults
 from pkpo_client.outage import Outage
-from pkpo_client.remote import NO_ANSWER, PROBE_SECONDS, Ask, Compute, Pause, Remote
+from pkpo_client.remote import GLANCE_SECONDS, NO_ANSWER, PROBE_SECONDS, Ask, Compute, Pause, Remote
 from pkpo_client.results import ArrayT
 from pkpo_client.stream import Stream
 from pkpo_client.work import Info, Operation, ResultT, Work
@@ -99,7 +99,7 @@ class Client(Remote):
             return self._engine.answer(task.work)
         work, seconds, connection = task.work, task.seconds, self._connected()
         if seconds <= 0:
-            raise self._late(work.timeout, connection.is_ready())
+            raise self._late(work.timeout, self._trouble(connection))
         method = codec.method(work)
         started = time.monotonic()
         try:
@@ -111,8 +111,9 @@ class Client(Remote):
             )
         except grpc.RpcError as failure:
             self._check_open()
-            connected = failure.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or connection.is_ready()
-            raise self._error(failure, task.waited + time.monotonic() - started, connected) from failure
+            waited = task.waited + time.monotonic() - started
+            trouble = self._trouble(connection) if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED else None
+            raise self._error(failure, waited, trouble) from failure
         except ValueError:
             # gRPC's way of saying that another thread has closed the channel meanwhile.
             self._check_open()
@@ -120,8 +121,11 @@ class Client(Remote):
         self._learn_version(call.initial_metadata(), call.trailing_metadata())
         return codec.answer(work, response)
 
-    def _is_connected(self) -> bool:
-        return self._connected().is_ready()
+    def _trouble(self, connection: _Connection) -> str | None:
+        """What is wrong with the connection, as far as gRPC says; None where nothing is."""
+        trouble = connection.trouble(self._endpoint.metadata)
+        self._check_open()
+        return trouble
 
     def _connected(self) -> _Connection:
         connection = self._connection
@@ -156,10 +160,25 @@ class _Connection:
         self.channel = channel
         self.calls = Calls(channel)
         self.process = Process()
-        # An interpreter that ends while gRPC's own thread still watches the channel, as after `is_ready`, never ends.
+        # An interpreter that ends while gRPC's own thread still watches the channel, as after `_is_ready`, never ends.
         weakref.finalize(self, _close, channel, self.process)
 
-    def is_ready(self) -> bool:
+    def trouble(self, metadata: Any) -> str | None:
+        """What gRPC last saw go wrong with the connection, empty where it saw nothing; None where there is one."""
+        if self._is_ready():
+            return None
+        glance = Info(GLANCE_SECONDS)
+        try:
+            self.calls.unary[Info](
+                codec.method(glance).request(glance), timeout=GLANCE_SECONDS, metadata=metadata, wait_for_ready=False
+            )
+        except grpc.RpcError as failure:
+            return status.connection_failure(failure) if failure.code() in NO_ANSWER else None
+        except ValueError:
+            return ""  # closed
+        return None
+
+    def _is_ready(self) -> bool:
         """Whether there is a connection now."""
         # The only public way to ask is to subscribe; the state as it is arrives at once, in a thread of gRPC's.
         known = threading.Event()

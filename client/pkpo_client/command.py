@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import pkpo
 from pkpo_client import Client, GroupStatus, LocalClient, options
-from pkpo_client.errors import InvalidArgument, PkpoError
+from pkpo_client.errors import DeadlineExceeded, InvalidArgument, PkpoError, Unauthenticated
 from pkpo_client.evaluation import (
     OF_EACH_PROMPT,
     Confidence,
@@ -44,6 +44,14 @@ from pkpo_client.rollouts import (
 )
 
 DEFAULT_ADDRESS = "localhost:50051"
+DEFAULT_TIMEOUT = 10.0
+
+# In place of the errors' own advice, which is for programs.
+_ADVICE: dict[type[PkpoError], str] = {
+    Unauthenticated: ". Give --token-file, or another one",
+    DeadlineExceeded: "; give a longer --timeout",
+    InvalidArgument: "; give --ca-file",  # of a token, which would travel in plaintext
+}
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -56,10 +64,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         # The reader has had enough. What is left in the buffer must not be written again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (RolloutsError, InvalidArgument) as error:
-        _fail(2, str(error))
     except PkpoError as error:
-        _fail(1, str(error))
+        advice = _ADVICE.get(type(error), "") if error.advice else ""
+        _fail(2 if isinstance(error, (RolloutsError, InvalidArgument)) else 1, f"{error.args[0]}{advice}")
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
@@ -202,6 +209,7 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_address(parser: argparse.ArgumentParser, meaning: str, default: str | None = None) -> None:
+    here = "" if default else ", or for this process (default: no end)"
     default = os.environ.get("PKPO_ADDRESS", default)
     parser.add_argument(
         "--address",
@@ -212,9 +220,8 @@ def _add_address(parser: argparse.ArgumentParser, meaning: str, default: str | N
     parser.add_argument(
         "--timeout",
         type=_seconds,
-        default=10.0,
         metavar="SECONDS",
-        help="to wait for the service (default: %(default)s)",
+        help=f"to wait for the service (default: {DEFAULT_TIMEOUT:g})" + here,
     )
     for name, meaning in (
         ("ca_file", "certificate authorities in PEM, of a service with TLS"),
@@ -304,7 +311,9 @@ def _picture(text: str) -> str:
 
 
 def _client(arguments: argparse.Namespace) -> Client | LocalClient:
-    return _remote(arguments, arguments.run_id) if arguments.address else LocalClient()
+    if arguments.address:
+        return _remote(arguments, arguments.run_id)
+    return LocalClient(timeout=arguments.timeout or math.inf)
 
 
 def _remote(arguments: argparse.Namespace, run_id: str = "") -> Client:
@@ -314,7 +323,7 @@ def _remote(arguments: argparse.Namespace, run_id: str = "") -> Client:
         credentials=files.credentials(),
         token=files.token(),
         run_id=run_id,
-        timeout=arguments.timeout,
+        timeout=arguments.timeout or DEFAULT_TIMEOUT,
     )
 
 

@@ -19,11 +19,32 @@ An error that came from gRPC has it as its `__cause__`. Nothing here is ever tur
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
+from typing import TypeVar
 
 
 class PkpoError(Exception):
-    """The root: catch it to catch everything this package raises on purpose."""
+    """The root: catch it to catch everything this package raises on purpose.
+
+    Attributes:
+        advice: the end of the message, which tells a program what it may change in its own code; empty for most.
+    """
+
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return super().__str__() + self.advice
+
+
+ErrorT = TypeVar("ErrorT", bound=PkpoError)
+
+
+def copy_of(error: ErrorT) -> ErrorT:
+    """Another error that says the same of the same cause: one that is raised for each batch is one for each."""
+    another = copy(error)
+    another.__cause__ = error.__cause__
+    return another
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from pkpo import __version__
@@ -16,6 +18,8 @@ from pkpo_client.errors import DeadlineExceeded, InvalidArgument, LocalComputing
 from pkpo_client.results import MaxAtK, ServerInfo, VariantInfo
 from pkpo_client.splitting import NO_LIMITS
 from pkpo_client.work import Advantages, Batch, EstimateBatch, Info, ServerLimits, Work
+
+_preparing = threading.Lock()
 
 
 class LocalEngine:
@@ -30,6 +34,17 @@ class LocalEngine:
         for needed in ("numba", "pkpo_core"):
             if importlib.util.find_spec(needed) is None:
                 raise LocalComputingMissing(f"computing in this process needs {needed}: pip install 'pkpo[local]'")
+        self._prepared = False
+
+    def prepare(self) -> None:
+        """Loads the kernels in the background, that the first work may find them there. Once; again does nothing."""
+        with _preparing:
+            if self._prepared:
+                return
+            # Where no thread is to be had, the first work loads them itself.
+            with suppress(RuntimeError):
+                threading.Thread(target=_load_kernels, name="pkpo-local-kernels").start()
+                self._prepared = True
 
     def answer(self, work: Work, seconds: float = math.inf) -> Any:
         """The answer to `work`.
@@ -58,6 +73,19 @@ class LocalEngine:
             violations = [Violation(each.field, each.description) for each in error.violations]
             raise InvalidArgument.of(*violations) from error
         raise TypeError(f"no such work: {work!r}")
+
+
+def _load_kernels() -> None:
+    with suppress(Exception):  # which the first work meets too, and there is somebody to be told
+        import pkpo_core
+
+        pkpo_core.compile_kernels(checkpoint=_end_with_the_program)
+
+
+def _end_with_the_program() -> None:
+    # No daemon: those are ended wherever they are, and the compiler is no place for that. So the program waits.
+    if not threading.main_thread().is_alive():
+        raise SystemExit  # of this thread
 
 
 def _transformed(batch: Batch, checkpoint: Callable[[], None]) -> Advantages:
@@ -100,9 +128,9 @@ def _checkpoint(seconds: float) -> Callable[[], None]:
 
     def checkpoint() -> None:
         if time.monotonic() > until:
-            raise DeadlineExceeded(
-                f"computing in this process took longer than {seconds:.1f} s; give a longer timeout="
-            )
+            error = DeadlineExceeded(f"computing in this process took longer than {max(seconds, 0.0):.1f} s")
+            error.advice = "; give a longer timeout="
+            raise error
 
     return checkpoint
 

@@ -35,6 +35,7 @@ WITHOUT_K = frozenset({"loo", "grpo", "tzsm"})
 
 _LARGEST_UINT32 = 2**32 - 1
 _LARGEST_UINT64 = 2**64 - 1
+_MOST_SHOWN = 80
 _RUN_ID = re.compile(r"[A-Za-z0-9._:/-]{0,128}")
 
 
@@ -103,9 +104,13 @@ def integer(argument: str, value: Any, largest: int) -> int:
 
 
 def _shown(value: object) -> str:
-    """`value` as an error names it, in at most 80 characters."""
+    """`value` as an error names it: its first 80 characters where it has more, and then how long it is."""
     try:
-        return f"{value!r:.80}"
+        shown = repr(value)
+        if len(shown) <= _MOST_SHOWN:
+            return shown
+        length = f" ({len(value)} characters)" if isinstance(value, str) else ""
+        return f"{shown[:_MOST_SHOWN]}...{length}"
     except ValueError:  # Python writes no integer of thousands of digits
         return f"too large a {type(value).__name__} to be shown"
 

@@ -14,7 +14,7 @@ import grpc
 
 from pkpo import __version__
 from pkpo_client import status
-from pkpo_client.attempts import Attempts
+from pkpo_client.attempts import Attempts, never_again
 from pkpo_client.channel import Endpoint, server_version
 from pkpo_client.errors import (
     ClientClosed,
@@ -36,6 +36,8 @@ from pkpo_client.work import Info, ServerLimits, Work
 #: What a probe may end with that the service itself did not say.
 NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 PROBE_SECONDS = 60.0
+#: For a call that only asks gRPC what it saw of the connection; the answer is there at once, or there is none.
+GLANCE_SECONDS = 0.2
 
 
 @dataclass(eq=False, slots=True)
@@ -200,14 +202,20 @@ class Remote(ABC):
     def _asking(self, work: Work, seconds: float, patient: bool) -> Generator[Ask | Pause, Any, Any]:
         """The answer of the service to `work`, which is asked for again where that may help."""
         attempts = Attempts(seconds, patient)
-        while True:
-            try:
-                return (yield Ask(work, attempts.seconds_left, attempts.waited, patient))
-            except PkpoError as error:
-                pause = attempts.pause_after(error)
-                if pause is None:
-                    raise
-            yield Pause(pause)
+        try:
+            while True:
+                try:
+                    return (yield Ask(work, attempts.seconds_left, attempts.waited, patient))
+                except PkpoError as error:
+                    if self._engine is not None and isinstance(error, Unavailable):
+                        self._engine.prepare()
+                    pause = attempts.pause_after(error)
+                    if pause is None:
+                        raise attempts.ends_with(error)  # noqa: B904 - it has its cause
+                yield Pause(pause)
+        finally:
+            # They hold the last error, which holds this frame, and that all of the work: not for the cyclic collector.
+            del attempts
 
     def _asking_limits(self, seconds: float, patient: bool) -> Generator[Ask | Pause, Any, Limits]:
         try:
@@ -225,58 +233,72 @@ class Remote(ABC):
     def _probe(self) -> None:
         """Asks in the background whether the service is back, if nobody is asking."""
 
-    @abstractmethod
-    def _is_connected(self) -> bool:
-        """Whether there is a connection to the service just now."""
+    def _computes_here(self, window: Window) -> bool:
+        """Whether the batches of a stream are computed in this process now, whoever found the service away.
 
-    def _give_up_overdue(self, window: Window, now: float) -> bool:
-        """Ends what a stream has waited for too long: computed here while the service is away, else an error.
+        Who can do that does not wait until a batch is overdue where nobody answers.
+        """
+        if self._engine is None:
+            return False
+        if window.broken:
+            self._engine.prepare()
+        if window.nobody_answers:
+            self._outage.begin(window.waited)
+        return self._outage.ongoing
 
-        Who can compute here does not wait until then where nobody answers.
+    def _give_up_overdue(self, window: Window, now: float, trouble: str | None) -> bool:
+        """Ends what a stream has waited for too long: computed here where there is no connection, else an error.
+
+        Args:
+            window: of the stream; a batch is overdue.
+            now: by its clock.
+            trouble: with the connection; None where there is none.
 
         Returns:
             Whether the call is to be given up too, for nothing comes from it.
         """
-        if self._engine is not None and window.nobody_answers:
-            self._outage.begin(window.waited)
-            window.start_over()
         overdue = window.overdue()
-        if not overdue:
-            return False
-        connected = not window.broken and self._is_connected()
+        connected = not window.broken and trouble is None
         silent = connected and window.heard_nothing_since(overdue[0])
         if not connected and self._engine is not None:
             self._outage.begin(now - overdue[0].started)
             window.start_over()
-            return False
+            return True
         for item in overdue:
-            window.give_up(item, self._late(now - item.started, connected))
+            window.give_up(
+                item, window.reason(item) or self._late(now - item.started, None if connected else trouble or "")
+            )
         if silent:
             window.recall()
         return silent
 
-    def _error(self, failure: Any, waited: float, connected: bool) -> PkpoError:
-        """The error of a call that gRPC says failed."""
-        if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not connected:
-            return status.unreachable(self.address, waited)
+    def _error(self, failure: Any, waited: float, trouble: str | None) -> PkpoError:
+        """The error of a call that gRPC says failed; `trouble` is with the connection, None where there is none."""
+        if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED and trouble is not None:
+            return status.unreachable(self.address, waited, trouble)
         return status.error_of_call(failure, self.address, waited)
 
     def _end_of_stream(self, failure: Any, carried: Any, waited: float) -> PkpoError | None:
-        """The error that a stream's call ended with; None where another call, with the token of now, may go on.
+        """The error that a stream's call ended with; None where it goes on: here, or with the token of now.
 
         Args:
             failure: the `grpc.RpcError` of the call.
             carried: the metadata it was made with.
-            waited: seconds it took.
+            waited: seconds that the first batch has waited.
         """
-        error = self._error(failure, waited, True)
+        error = self._error(failure, waited, None)
         error.__cause__ = failure
+        if self._engine is not None and isinstance(error, Unavailable) and never_again(error):
+            self._engine.prepare()
+            self._outage.begin(waited)
+            return None
         return None if isinstance(error, Unauthenticated) and self._endpoint.metadata != carried else error
 
-    def _late(self, waited: float, connected: bool) -> PkpoError:
-        """The error of a batch whose time is up."""
-        late = status.deadline_exceeded if connected else status.unreachable
-        return late(self.address, waited)
+    def _late(self, waited: float, trouble: str | None) -> PkpoError:
+        """The error of a batch whose time is up; `trouble` is with the connection, None where there is none."""
+        if trouble is None:
+            return status.deadline_exceeded(self.address, waited)
+        return status.unreachable(self.address, waited, trouble)
 
 
-__all__ = ["NO_ANSWER", "PROBE_SECONDS", "Ask", "Compute", "Pause", "Remote"]
+__all__ = ["GLANCE_SECONDS", "NO_ANSWER", "PROBE_SECONDS", "Ask", "Compute", "Pause", "Remote"]

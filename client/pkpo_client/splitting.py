@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,12 @@ def parts(batch: Grouped, limits: Limits, estimates: int) -> Iterator[Part]:
 
 
 def _check_each_group(batch: Grouped, limits: Limits, largest_by_bytes: int) -> None:
-    largest = min(limits.max_group_size, limits.max_rewards, largest_by_bytes)
+    largest, setting = min(
+        (limits.max_group_size, "max_group_size"),
+        (limits.max_rewards, "max_rewards"),
+        (largest_by_bytes, "max_message_bytes"),
+        key=itemgetter(0),
+    )
     sizes = batch.group_sizes
     if not (sizes > largest if isinstance(sizes, int) else bool((sizes > largest).any())):
         return
@@ -104,7 +110,7 @@ def _check_each_group(batch: Grouped, limits: Limits, largest_by_bytes: int) -> 
     raise InvalidArgument.of(
         Violation(
             f"groups.group_sizes[{index}]",
-            f"is {size}; must be at most {largest}, what one request may hold of one group",
+            f"is {size}; must be at most {largest}, what one request may hold of one group ({setting} of the service)",
             batch.group_in_callers_words(index),
         )
     )

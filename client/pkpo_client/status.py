@@ -38,6 +38,7 @@ _BREAKS = (
     grpc.StatusCode.UNKNOWN,
 )
 _PUSHBACK = "grpc-retry-pushback-ms"
+_GO_ON = " To go on without it, compute in this process: fallback='local'"
 _MILLISECONDS = re.compile(r"[0-9]{1,9}")
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -98,20 +99,32 @@ def pushback(failure: Any) -> float | None:
     return int(said) / 1000 if _MILLISECONDS.fullmatch(said) else math.inf
 
 
-def unreachable(address: str, waited: float) -> Unreachable:
-    """The error of a call that waited for a connection and got none."""
-    return Unreachable(
-        f"no connection to {address} within {waited:.1f} s. Is pkpo-server running there, is the address right, and do "
-        "both speak TLS and trust each other, or neither (GRPC_VERBOSITY=ERROR shows what gRPC saw)? "
-        f"To go on without it, compute in this process: fallback='local'"
+def connection_failure(failure: Any) -> str:
+    """What gRPC last saw go wrong with the connection, as a call says that did not wait for one; empty if nothing."""
+    return (failure.details() or "") if failure.code() is grpc.StatusCode.UNAVAILABLE else ""
+
+
+def unreachable(address: str, waited: float, seen: str) -> Unreachable:
+    """The error of a call that waited for a connection and got none.
+
+    Args:
+        address: of the service.
+        waited: seconds.
+        seen: what gRPC last saw go wrong, or nothing.
+    """
+    error = Unreachable(
+        f"no connection to {address} within {waited:.1f} s{seen and f' ({seen})'}. Is pkpo-server running there, is "
+        "the address right, and do both speak TLS and trust each other, or neither?"
     )
+    error.advice = _GO_ON
+    return error
 
 
 def deadline_exceeded(address: str, waited: float) -> DeadlineExceeded:
     """The error of a call that was not answered in time."""
-    return DeadlineExceeded(
-        f"{address} is connected and did not answer within {waited:.1f} s; give a longer timeout=, or smaller batches"
-    )
+    error = DeadlineExceeded(f"{address} is connected and did not answer within {waited:.1f} s")
+    error.advice = "; give a longer timeout=, or smaller batches"
+    return error
 
 
 def _error(
@@ -127,17 +140,18 @@ def _error(
         found = tuple(violations)
         return InvalidArgument.of(*found) if found else InvalidArgument(said)
     if code is grpc.StatusCode.UNAVAILABLE:
-        return Unavailable(
-            f"{address} was unavailable for {waited:.1f} s, retries included: {said}. "
-            f"To go on without it, compute in this process: fallback='local'"
-        )
+        unavailable = Unavailable(f"{address} was unavailable for {waited:.1f} s, retries included: {said}")
+        unavailable.advice = f".{_GO_ON}"
+        return unavailable
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return deadline_exceeded(address, waited)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         later = "" if retry_after is None else f"; it asks to be tried again after {retry_after:.3g} s"
         return Overloaded(f"{address} refused for want of room, retries included: {said}{later}", retry_after)
     if code is grpc.StatusCode.UNAUTHENTICATED:
-        return Unauthenticated(f"{address} does not know the caller: {said}. Give the client token=, or another one")
+        unauthenticated = Unauthenticated(f"{address} does not know the caller: {said}")
+        unauthenticated.advice = ". Give the client token=, or another one"
+        return unauthenticated
     if code is grpc.StatusCode.PERMISSION_DENIED:
         return PermissionDenied(f"{address} does not let this caller: {said}")
     if code is grpc.StatusCode.CANCELLED:
@@ -155,6 +169,7 @@ def _details(failure: Any) -> list[Any]:
 
 
 __all__ = [
+    "connection_failure",
     "deadline_exceeded",
     "error_of_call",
     "error_of_message",

@@ -51,8 +51,13 @@ class Stream(Generic[ArrayT]):
         with self._clock.going():
             while not self._window.head_is_done:
                 self._receive_arrived()
-                if self._client._give_up_overdue(self._window, self._clock.now()):
+                if self._client._computes_here(self._window):
                     self._drop_call()
+                    self._window.start_over()
+                elif self._window.overdue():
+                    trouble = self._client._trouble(self._client._connected())
+                    if self._client._give_up_overdue(self._window, self._clock.now(), trouble):
+                        self._drop_call()
                 if self._do_next() or self._window.head_is_done:
                     continue
                 if self._batches is not None and self._window.has_room:
@@ -107,11 +112,9 @@ class Stream(Generic[ArrayT]):
         if item is None:
             return False
         if self._client._outage.ongoing:
-            if self._call is not None:
-                # Found out by another call of the client's.
-                self._drop_call()
-                self._window.recall()
-            self._answer(item)
+            # However long that takes, it is no time that the service had.
+            with self._clock.standing():
+                self._answer(item)
         else:
             if self._call is None:
                 connection = self._client._connected()
@@ -160,7 +163,7 @@ class Stream(Generic[ArrayT]):
         if event is None or isinstance(event, ServerError):
             self._window.end(event)
         else:
-            self._window.end(self._client._end_of_stream(event, carried, self._clock.now()))
+            self._window.end(self._client._end_of_stream(event, carried, self._window.waited))
 
     def _finish(self) -> None:
         if self._call is not None:

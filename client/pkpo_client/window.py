@@ -7,7 +7,6 @@ it is, and asks what to do.
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,12 +15,11 @@ from typing import Any
 
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_client import codec
-from pkpo_client.attempts import ATTEMPTS
-from pkpo_client.errors import Cancelled, Overloaded, PkpoError, ServerError, Unavailable
+from pkpo_client.attempts import ATTEMPTS, Failures, most_refusals, never_again
+from pkpo_client.errors import Cancelled, Overloaded, PkpoError, ServerError, Unavailable, copy_of
 from pkpo_client.status import error_of_message
 from pkpo_client.work import Batch, Operation, Work
 
-_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 2.0
 _RESETS, _MOST_RESETS = ("INTERNAL", "UNKNOWN", "DATA_LOSS"), 3
 
 
@@ -57,10 +55,12 @@ class Item:
 
     Attributes:
         work: what it wants done now; None once it is done.
-        started: when it was admitted, by the stream's clock.
+        started: when it was admitted, or begun anew, by the stream's clock.
         deadline: when it must be done.
         ready_at: not to be sent before.
         in_flight: whether it was sent and an answer may still come.
+        sent_at: when that was.
+        refusals: of the message it was last sent in.
     """
 
     def __init__(self, operation: Operation[Any], started: float) -> None:
@@ -69,6 +69,8 @@ class Item:
         self.deadline = started
         self.ready_at = started
         self.in_flight = False
+        self.sent_at = started
+        self.refusals = Failures()
         self._operation = operation
         self._result: Any = None
         self._error: BaseException | None = None
@@ -82,14 +84,27 @@ class Item:
         """What it wanted could not be done."""
         self._advance(lambda: self._operation.throw(error))
 
+    def start_over(self, now: float) -> None:
+        """What it wants is to be done by somebody else, who has as much time as there was."""
+        if self.work is not None:
+            self.started = self.ready_at = now
+            self.deadline = now + self.work.timeout
+            self.refusals = Failures()
+
     def result(self) -> Any:
-        """The result of a batch that is done; raises its error."""
-        if self._error is not None:
-            raise self._error
-        return self._result
+        """The result of a batch that is done; raises its error. To be asked for once."""
+        # An error knows where it was raised, and with that this batch: neither is to keep the other.
+        error, self._error = self._error, None
+        if error is None:
+            return self._result
+        try:
+            raise error
+        finally:
+            del error
 
     def _advance(self, step: Callable[[], Work]) -> None:
         self.in_flight = False
+        self.refusals = Failures()
         try:
             self.work = step()
             self.deadline = self.started + self.work.timeout
@@ -116,6 +131,7 @@ class Window:
         self._in_flight: dict[int, Item] = {}
         self._sequence = 0
         self._breaks = 0
+        self._failures = Failures()
         self._resume_at = 0.0
         self._quiet_since = 0.0
 
@@ -158,13 +174,18 @@ class Window:
     def to_send(self) -> Item | None:
         """The first batch that wants something done now and is not in flight."""
         now = self._clock.now()
-        # After a break one batch goes first: if it fares no better, it alone is sent again, or learns the reason why.
-        if now < self._resume_at or (self._breaks and self._in_flight):
+        if now < self._resume_at or self._held:
             return None
         for item in self._items:
             if item.work is not None and not item.in_flight and item.ready_at <= now:
                 return item
         return None
+
+    @property
+    def _held(self) -> bool:
+        """Whether nothing is sent before something arrives, or is given up."""
+        # After a failure one batch goes first: if it fares no better, it alone is sent again, or learns the reason why.
+        return bool(self._failures.count and self._in_flight)
 
     def send(self, item: Item) -> bytes:
         """The message to send for a batch, which is then in flight."""
@@ -172,12 +193,12 @@ class Window:
         # A number is used once, so that a late answer is never taken for another's.
         self._sequence += 1
         self._in_flight[self._sequence] = item
-        item.in_flight = True
+        item.in_flight, item.sent_at = True, self._clock.now()
         return codec.stream_request(self._sequence, item.work)
 
     def receive(self, response: pb.TransformStreamResponse) -> None:
         """A message has arrived."""
-        self._breaks = 0
+        self._forget_failures()
         self._quiet_since = self._clock.now()
         item = self._in_flight.pop(response.sequence, None)
         if item is None:
@@ -193,26 +214,31 @@ class Window:
                 item.answer(answer)
             return
         refusal = error_of_message(response.error, self._address, self._clock.now() - item.started)
-        if isinstance(refusal, Overloaded) and refusal.retry_after is not None:
-            item.ready_at = self._clock.now() + refusal.retry_after
-        elif isinstance(refusal, Unavailable):
-            item.ready_at = self._clock.now() + _FIRST_BACKOFF
+        if isinstance(refusal, Unavailable) or (isinstance(refusal, Overloaded) and refusal.retry_after is not None):
+            item.ready_at = self._clock.now() + item.refusals.add(refusal)
         else:
             item.fail(refusal)
 
     def end(self, error: PkpoError | None) -> None:
         """The call has ended, with a status or without: everything in flight is sent again, or fails."""
-        # A server that goes away may end its streams politely, or cancel them; either way the rest was not answered.
-        if isinstance(error, Overloaded) and error.retry_after is not None:
-            self.recall(error.retry_after)
-        elif error is None or isinstance(error, (Unavailable, Cancelled)) or self._was_reset(error):
+        if isinstance(error, Overloaded) and self._failures.refusals + 1 < most_refusals(error):
+            self._breaks = 0
+        elif self._is_break(error):
             self._breaks += 1
-            backoff = min(_FIRST_BACKOFF * 2 ** (self._breaks - 1), _LONGEST_BACKOFF)
-            self.recall(backoff * random.uniform(0.8, 1.2))
         else:
+            assert error is not None
+            self._forget_failures()
             in_flight, self._in_flight = self._in_flight, {}
             for item in in_flight.values():
-                item.fail(error)
+                item.fail(copy_of(error))
+            return
+        self.recall(self._failures.add(error))
+
+    def _is_break(self, error: PkpoError | None) -> bool:
+        # A server that goes away may end its streams politely, or cancel them; either way the rest was not answered.
+        if error is None:
+            return True
+        return not never_again(error) and (isinstance(error, (Unavailable, Cancelled)) or self._was_reset(error))
 
     def _was_reset(self, error: PkpoError) -> bool:
         # A proxy whose server died resets its streams, and gRPC calls that INTERNAL, as it would a server's own fault.
@@ -229,9 +255,15 @@ class Window:
         self._in_flight.clear()
 
     def start_over(self) -> None:
-        """Everything in flight is to be answered by somebody else, and what broke is forgotten."""
-        self._breaks = 0
+        """Everything under way is to be answered by somebody else, from now on; what went wrong is forgotten."""
+        self._forget_failures()
         self.recall()
+        for item in self._items:
+            item.start_over(self._clock.now())
+
+    def _forget_failures(self) -> None:
+        self._breaks = 0
+        self._failures = Failures()
 
     def overdue(self) -> list[Item]:
         """The batches whose time is up."""
@@ -239,8 +271,16 @@ class Window:
         return [item for item in self._items if item.deadline <= now and item.work is not None]
 
     def heard_nothing_since(self, item: Item) -> bool:
-        """Whether no message has arrived since a batch was admitted, on a call that is no younger."""
-        return self._quiet_since <= item.started
+        """Whether no message has arrived since a batch under way was admitted, on a call that is no younger."""
+        return item.in_flight and self._quiet_since <= item.started
+
+    def reason(self, item: Item) -> PkpoError | None:
+        """What the service last said of a batch whose time is up, or of the stream; None where it left it to wait."""
+        # A batch that waits behind another one leaves the service no less time for it.
+        asked = max(self._resume_at, item.started)
+        since = item.sent_at if item.in_flight else max(asked, item.ready_at)
+        said = item.refusals.reason(item.deadline - since) or self._failures.reason(item.deadline - asked)
+        return said and copy_of(said)
 
     def give_up(self, item: Item, error: PkpoError) -> None:
         """The batch fails; should its answer still arrive, it is ignored."""
@@ -254,7 +294,7 @@ class Window:
             if item.work is None:
                 continue
             soonest = min(soonest, item.deadline)
-            if not item.in_flight:
+            if not item.in_flight and not self._held:
                 soonest = min(soonest, max(item.ready_at, self._resume_at))
         return None if soonest == math.inf else max(0.0, soonest - now)
 

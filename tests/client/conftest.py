@@ -14,6 +14,7 @@ from faulty_proxy import FaultyProxy
 from flavour import Flavour, RecordingError
 from live_server import LiveServer, poll
 from pkpo_client import Client, LocalClient
+from silent_port import SilentPort
 
 
 @pytest.fixture(scope="session")
@@ -108,3 +109,9 @@ async def asynchronous(batches: Iterable[Any], seconds: float = 0.0) -> AsyncIte
 @pytest.fixture
 def as_async() -> Callable[..., AsyncIterator[Any]]:
     return asynchronous
+
+
+@pytest.fixture
+def silent_port(server: LiveServer) -> Iterator[SilentPort]:
+    with SilentPort(server.address) as port:
+        yield port

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import itertools
 import logging
 import threading
+import weakref
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -107,6 +111,43 @@ def test_what_the_service_says_of_coming_back_is_heeded(
 
 
 @pytest.mark.usefixtures("briefly")
+def test_attempts_of_each_kind_are_counted_apart(flavour: Any, proxy: Any, local: LocalClient) -> None:
+    codes = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
+    times = (MANY, attempts.ATTEMPTS - 1, attempts.ATTEMPTS - 1)
+    proxy.faults["Transform"] = deque(
+        refusal(code) for code, many in zip(codes, times, strict=True) for _ in range(many)
+    )
+    np.testing.assert_array_equal(flavour.call(proxy.address, "transform", ROWS, 4), local.transform(ROWS, 4))
+
+
+@pytest.mark.usefixtures("briefly")
+@pytest.mark.parametrize("times", [0, 2, attempts.ATTEMPTS], ids=["at once", "after a while", "never"])
+def test_a_call_keeps_nothing_of_its_batch_once_it_is_over(flavour: Any, proxy: Any, times: int) -> None:
+    """However large that was; without the cyclic collector, which comes late where little is allocated."""
+    proxy.faults["Transform"] = deque([refusal(grpc.StatusCode.CANCELLED)] * times)
+
+    def kept() -> Any:
+        rows = ROWS.copy()
+        with Client(proxy.address) as client, suppress(Cancelled):
+            client.transform(rows, 4)
+        return weakref.ref(rows)
+
+    async def kept_on_an_event_loop() -> Any:
+        rows = ROWS.copy()
+        async with AsyncClient(proxy.address) as client:
+            with suppress(Cancelled):
+                await client.transform(rows, 4)
+        return weakref.ref(rows)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert (asyncio.run(kept_on_an_event_loop()) if flavour.asynchronous else kept())() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("code", [grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
 def test_a_call_that_broke_off_is_made_again_some_times(flavour: Any, proxy: Any, code: grpc.StatusCode) -> None:
     """A proxy resets a call whose server died, and gRPC calls that a fault. But it may be the call's own doing."""
@@ -121,6 +162,25 @@ def test_a_fault_that_the_service_admits_is_not_asked_for_again(flavour: Any, pr
     with pytest.raises(ServerError, match="for a reason"):
         flavour.call(proxy.address, "transform", ROWS, 4)
     assert proxy.calls["Transform"] == 1
+
+
+def test_pauses_grow_up_to_a_bound_and_are_no_shorter_than_the_service_asks() -> None:
+    failures = attempts.Failures()
+    pauses = [failures.add(None) for _ in range(2000)]  # some of an hour
+    assert all(later > former for former, later in itertools.pairwise(pauses[:4]))
+    assert 1.6 <= min(pauses[4:]) < max(pauses[4:]) <= 2.4
+    assert attempts.Failures().add(Overloaded("busy", 5.0)) == 5.0
+    assert failures.add(Overloaded("busy", 0.01)) >= 1.6
+
+
+def test_an_attempt_that_had_no_time_says_less_than_the_refusal_before_it() -> None:
+    failures = attempts.Failures()
+    assert failures.reason(0.0) is None
+    busy = Overloaded("busy", 5.0)
+    failures.add(busy)
+    failures.add(None)
+    assert failures.reason(0.2) is busy
+    assert failures.reason(0.4) is None
 
 
 def test_closing_ends_the_pause_between_two_attempts(proxy: Any) -> None:
@@ -140,6 +200,22 @@ def test_closing_ends_the_pause_between_two_attempts(proxy: Any) -> None:
     client.close()
     calling.join(10)
     assert [type(error) for error in raised] == [ClientClosed]
+
+
+def test_closing_ends_the_pause_between_two_attempts_on_an_event_loop(proxy: Any) -> None:
+    proxy.faults["Transform"] = deque([refusal(grpc.StatusCode.UNAVAILABLE, pushback="20000")])
+
+    async def main() -> None:
+        client = AsyncClient(proxy.address)
+        task = asyncio.ensure_future(client.transform(ROWS, 4))
+        while not proxy.calls["Transform"]:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # until the refusal is there
+        await client.close()
+        with pytest.raises(ClientClosed):
+            await asyncio.wait_for(task, 10)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_a_task_may_be_cancelled_between_two_attempts(proxy: Any) -> None:

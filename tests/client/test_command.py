@@ -156,13 +156,34 @@ def test_who_is_calling_is_in_files(tmp_path: Path) -> None:
             "info", "--address", address, **{f"PKPO_{name.upper()}": file for name, file in files.items()}
         )
         unknown = run("info", "--address", address, "--timeout", 2)
+        nobody = run("info", "--address", address, "--timeout", 30, *flags[:6])
         half = run("info", "--address", address, *flags[:4])
     assert told.returncode == 0, told.stderr
     assert by_environment.stdout == told.stdout
     assert unknown.returncode == 1
     assert "do both speak TLS and trust each other" in unknown.stderr
+    assert "last error: " in unknown.stderr
+    assert "fallback" not in unknown.stderr
+    assert nobody.returncode == 1
+    assert "does not know the caller" in nobody.stderr
+    assert "Give --token-file" in nobody.stderr
+    assert "token=" not in nobody.stderr
     assert half.returncode == 2
     assert "key_file: is given without certificate_file, or the other way round" in half.stderr
+
+
+def test_advice_is_in_flags_and_given_once() -> None:
+    slow = run("bench", "--timeout", "1e-9", "--groups", "40000")
+    assert slow.returncode == 1
+    assert slow.stderr.rstrip().endswith("took longer than 0.0 s; give a longer --timeout")
+
+
+def test_a_token_in_the_clear_is_refused_with_the_flag_to_give(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("s3cret")
+    done = run("info", "--address", "10.0.0.1:50051", "--token-file", token)
+    assert done.returncode == 2
+    assert done.stderr.rstrip().endswith("token: would travel in plaintext to 10.0.0.1:50051; give --ca-file")
 
 
 def test_bench_measures() -> None:

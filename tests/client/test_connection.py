@@ -25,6 +25,8 @@ from live_server import LiveServer
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc
 from pkpo_client import AsyncClient, Client, ClientClosed, DeadlineExceeded, InvalidArgument, LocalClient, channel
+from pkpo_client import async_client as async_client_module
+from pkpo_client import client as client_module
 from pkpo_client.channel import Endpoint
 
 ROWS = np.random.default_rng(3).random((3, 6))
@@ -373,3 +375,72 @@ def test_what_the_page_says_of_times_is_what_channels_are_told() -> None:
     assert told["grpc.http2.ping_timeout_ms"] == told["grpc.keepalive_timeout_ms"]
     assert told["grpc.http2.max_pings_without_data"] == 0
     assert f"at most every {told['grpc.dns_min_time_between_resolutions_ms'] // 1000} s" in page
+
+
+@pytest.mark.parametrize("refused", [None, grpc.StatusCode.PERMISSION_DENIED], ids=["answered", "refused"])
+def test_who_answers_is_connected_and_is_told_who_asks(proxy: Any, refused: grpc.StatusCode | None) -> None:
+    def fault() -> deque[Any]:
+        return deque([lambda context: context.abort(refused, "not you")] if refused else [])
+
+    async def trouble() -> str | None:
+        async with AsyncClient(proxy.address, token="s3cret") as client:
+            return await client._trouble(client._connected())
+
+    proxy.faults["GetServerInfo"] = fault()
+    with Client(proxy.address, token="s3cret") as client:
+        assert client._trouble(client._connected()) is None
+    assert proxy.metadata.pop("authorization") == "Bearer s3cret"
+    proxy.faults["GetServerInfo"] = fault()
+    assert asyncio.run(trouble()) is None
+    assert proxy.metadata["authorization"] == "Bearer s3cret"
+    assert proxy.calls["GetServerInfo"] == 2
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["call", "stream"])
+def test_closing_while_a_client_looks_what_is_wrong_says_so(
+    silent_port: Any, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    """As everywhere else, on an event loop too, where gRPC cancels."""
+    looking = threading.Event()
+
+    def watched(trouble: Any) -> Any:
+        def watching(self: Any, connection: Any) -> Any:
+            looking.set()
+            return trouble(self, connection)
+
+        return watching
+
+    for kind, module in ((Client, client_module), (AsyncClient, async_client_module)):
+        monkeypatch.setattr(kind, "_trouble", watched(kind._trouble))
+        monkeypatch.setattr(module, "GLANCE_SECONDS", 60.0)
+
+    silent_port.open()
+    client = Client(silent_port.address)
+    list(client.stream([ROWS], 2))
+    silent_port.shut()
+    with futures.ThreadPoolExecutor(1) as pool:
+        next_of = client.stream([ROWS], 2, timeout=0.4).__next__
+        waiting = pool.submit(next_of if streaming else lambda: client.transform(ROWS, 2, timeout=0.4))
+        assert looking.wait(30)
+        threading.Event().wait(1.0)  # a thread of gRPC's that watches the channel for 0.2 s would complain
+        client.close()
+        with pytest.raises(ClientClosed):
+            waiting.result()
+
+    async def main() -> None:
+        made = AsyncClient(silent_port.address)
+        async for _ in made.stream([ROWS], 2):
+            pass
+        silent_port.shut()
+        looking.clear()
+        stream = made.stream([ROWS], 2, timeout=0.4)
+        task = asyncio.ensure_future(stream.__anext__() if streaming else made.transform(ROWS, 2, timeout=0.4))
+        while not looking.is_set():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # into the call
+        await made.close()
+        with pytest.raises(ClientClosed):
+            await task
+
+    silent_port.open()
+    asyncio.run(asyncio.wait_for(main(), 60))

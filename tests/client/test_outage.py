@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
+from live_identity import TOKEN, asking_server
 from live_server import poll
 from pkpo_client import AsyncClient, Client, DeadlineExceeded, LocalClient, Unavailable, Unreachable, outage
+from pkpo_client.identity import IdentityFiles
+from pkpo_client.local_engine import LocalEngine
 from pkpo_client.outage import Outage
+from pkpo_core import compilation
 
 ROWS = np.random.default_rng(5).random((4, 8))
 
@@ -194,6 +202,29 @@ def test_without_a_fallback_the_error_says_where_how_long_and_what_to_do(flavour
     assert isinstance(gave, Unreachable)
 
 
+def test_a_connection_that_fails_is_an_error_that_says_how(flavour: Any, tmp_path: Path) -> None:
+    with asking_server(tmp_path) as (address, files):
+        authority = grpc.ssl_channel_credentials(Path(files["ca_file"]).read_bytes())
+        elsewhere = IdentityFiles(**{**files, "token_file": ""}).credentials()
+        flavour.call(address, "server_info", timeout=120, of_client={"credentials": elsewhere, "token": TOKEN})
+        causes = {
+            "plaintext": (address, {}),
+            "no certificate": (address, {"credentials": authority}),
+            "another name": (address.replace("localhost", "127.0.0.1"), {"credentials": elsewhere}),
+            "nobody": ("127.0.0.1:9", {}),
+        }
+        said = {}
+        for cause, (where, of_client) in causes.items():
+            with pytest.raises(Unreachable) as caught:
+                flavour.call(where, "transform", ROWS, 4, timeout=1.0, of_client=of_client)
+            said[cause] = str(caught.value)
+            (gave,) = flavour.stream(where, [ROWS], 4, timeout=1.0, of_client=of_client)
+            assert isinstance(gave, Unreachable)
+            assert "last error: " in said[cause]
+            assert "last error: " in str(gave)
+    assert "refused" in said["nobody"]
+
+
 def test_a_service_that_says_no_is_not_probed_at_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     here = Outage("there:1")
     assert not here.may_probe()
@@ -210,6 +241,89 @@ def test_a_service_that_says_no_is_not_probed_at_every_batch(monkeypatch: pytest
     here.probe_ended(True)
     here.begin(0.0)
     assert here.may_probe()
+
+
+def test_the_kernels_are_loaded_at_the_first_sign_of_an_outage() -> None:
+    """In a process of its own, where nothing has loaded them yet."""
+    script = (
+        "import sys, threading, pkpo_client\n"
+        "client = pkpo_client.Client('127.0.0.1:9', fallback='local')\n"
+        "did, do, prepare = [], client._do, client._engine.prepare\n"
+        "def noting(task):\n"
+        "    did.append(type(task).__name__)\n"
+        "    return do(task)\n"
+        "def preparing():\n"
+        "    did.append('prepare')\n"
+        "    prepare()\n"
+        "    for thread in threading.enumerate():\n"
+        "        if thread.name == 'pkpo-local-kernels':\n"
+        "            thread.join()\n"
+        "    assert 'pkpo_core' in sys.modules\n"
+        "client._do, client._engine.prepare = noting, preparing\n"
+        "assert 'pkpo_core' not in sys.modules\n"
+        "client.transform([[1.0, 0.0]], 1)\n"
+        "assert did[:3] == ['Ask', 'prepare', 'Pause'], did\n"
+        "assert did[-1] == 'Compute', did\n"
+        "client.close()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_a_program_that_ends_waits_for_no_more_than_one_kernel(tmp_path: Path) -> None:
+    script = "from pkpo_client.local_engine import LocalEngine\nLocalEngine().prepare()\n"
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120, env=environment)
+    assert len(list(tmp_path.rglob("*.nbc"))) < len(compilation._kernels)
+
+
+def test_where_no_thread_is_to_be_had_the_first_work_loads_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def start(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        if len(started) == 1:
+            raise RuntimeError("can't start new thread")
+
+    engine = LocalEngine()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for _ in range(3):
+        engine.prepare()
+    assert started == ["pkpo-local-kernels"] * 2
+
+
+def test_a_stream_goes_on_whenever_the_service_comes_back(
+    flavour: Any, silent_port: Any, local: LocalClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also in the middle of batches whose time was up while there was nobody: that time was not the service's."""
+    given = [ROWS * (i + 1) for i in range(6)]
+
+    async def found_on_an_event_loop() -> list[Any]:
+        async with AsyncClient(silent_port.address, fallback="local", timeout=1.0) as client:
+            async for _ in client.stream([ROWS], 4):
+                silent_port.shut()
+            stream = client.stream(given, 4, in_flight=3)
+            first = await stream.__anext__()
+            silent_port.open()
+            while "is back after" not in caplog.text:
+                await client.estimate(ROWS, 2)
+                await asyncio.sleep(0.01)
+            return [first, *[result async for result in stream]]
+
+    def found() -> list[Any]:
+        with Client(silent_port.address, fallback="local", timeout=1.0) as client:
+            for _ in client.stream([ROWS], 4):
+                silent_port.shut()
+            stream = client.stream(given, 4, in_flight=3)
+            first = next(stream)
+            silent_port.open()
+            poll(lambda: client.estimate(ROWS, 2) and "is back after" in caplog.text, "return to the service")
+            return [first, *stream]
+
+    silent_port.open()
+    results = asyncio.run(asyncio.wait_for(found_on_an_event_loop(), 60)) if flavour.asynchronous else found()
+    for result, rows in zip(results, given, strict=True):
+        np.testing.assert_array_equal(result.advantages, local.transform(rows, 4))
+    assert ["cannot be reached" in each for each in said(caplog)] == [True, False]
 
 
 def test_no_thread_is_left_of_an_outage(threads_as_before: Any) -> None:

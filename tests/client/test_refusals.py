@@ -39,6 +39,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"rewards": ROWS, "k": 2, "seed": 2**64}, "seed", str(2**64 - 1)),
     ({"rewards": ROWS, "k": 2, "run_id": "no spaces"}, "run_id", "128"),
     ({"rewards": ROWS, "k": 2, "run_id": "a" * 129}, "run_id", "128"),
+    ({"rewards": ROWS, "k": 2, "run_id": "a" * 200}, "run_id", f"is '{'a' * 79}... (200 characters); must"),
     ({"rewards": ROWS, "k": 2, "timeout": 0}, "timeout", "is 0"),
     ({"rewards": ROWS, "k": 2, "timeout": math.nan}, "timeout", "nan"),
     ({"rewards": ROWS, "k": 2, "group_ids": [1, 2, 3]}, "group_ids", "(3, 4)"),

@@ -139,6 +139,13 @@ def test_one_group_over_the_limits_is_refused_and_named(small: Client) -> None:
         assert violation.where == "group 'x'"
         assert f"is {len(flat)}" in violation.description
         assert str(most) in violation.description
+        assert "max_rewards" in violation.description
+
+
+def test_the_limit_that_a_group_is_over_is_named() -> None:
+    named = pytest.raises(InvalidArgument, match=r"is 65; must be at most 64, .*max_group_size")
+    with LiveServer("--max-group-size", "64") as live, Client(live.address) as client, named:
+        client.transform(np.zeros((1, 65)), 2)
 
 
 def test_the_largest_group_that_fits_is_served(small: Client, local: LocalClient) -> None:

@@ -27,9 +27,13 @@ from pkpo_client import (
     DeadlineExceeded,
     InvalidArgument,
     LocalClient,
+    Overloaded,
     PermissionDenied,
+    PkpoError,
     ServerError,
+    Unavailable,
 )
+from pkpo_client.window import Window
 
 RNG = np.random.default_rng(11)
 ROWS = RNG.random((4, 8))
@@ -253,9 +257,8 @@ def test_a_whole_stream_refused_for_load_is_tried_again_after_the_time_it_says(
         if proxy.calls["TransformStream"] <= 2:
             status = status_pb2.Status(code=8, message="busy")
             status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay={"nanos": 20_000_000}))
-            # gRPC is forbidden to retry, so that the stream has to.
             refusal = rpc_status.to_status(status)
-            context.set_trailing_metadata([*refusal.trailing_metadata, ("grpc-retry-pushback-ms", "-1")])
+            context.set_trailing_metadata([*refusal.trailing_metadata, ("grpc-retry-pushback-ms", "20")])
             context.abort(refusal.code, refusal.details)
         yield from proxy.pass_on(requests, context)
 
@@ -263,6 +266,85 @@ def test_a_whole_stream_refused_for_load_is_tried_again_after_the_time_it_says(
     given = batches(5)
     check(flavour.stream(proxy.address, given, 4), given, local)
     assert proxy.calls["TransformStream"] == 3
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["new client", "used client"])
+def test_a_stream_that_is_not_let_in_asks_at_growing_pauses_and_says_why_it_ended(flavour: Any, used: bool) -> None:
+    with LiveServer("--max-concurrent-rpcs", "2") as live, Client(live.address) as one, Client(live.address) as other:
+
+        def ended() -> PkpoError:
+            with Client(live.address) as client:
+                if used:
+                    client.transform(ROWS, 4)
+                fill()
+                with pytest.raises(PkpoError) as caught:
+                    next(client.stream(itertools.repeat(ROWS), 4, timeout=2.0))
+            return caught.value
+
+        async def ended_on_an_event_loop() -> PkpoError:
+            async with AsyncClient(live.address) as client:
+                if used:
+                    await client.transform(ROWS, 4)
+                fill()
+                with pytest.raises(PkpoError) as caught:
+                    await client.stream(itertools.repeat(ROWS), 4, timeout=2.0).__anext__()
+            return caught.value
+
+        held = []
+
+        def fill() -> None:
+            for each in (one, other):
+                held.append(each.stream(itertools.repeat(ROWS), 4, in_flight=1))
+                next(held[-1])
+
+        error = asyncio.run(ended_on_an_event_loop()) if flavour.asynchronous else ended()
+        assert type(error) is Overloaded
+        assert error.retry_after is not None
+        assert "max_concurrent_rpcs = 2" in str(error)
+        refused = sum(
+            count
+            for sample, count in live.metrics().items()
+            if sample.startswith('pkpo_requests_total{code="RESOURCE_EXHAUSTED"')
+        )
+        # Pauses of at least 0.08, 0.24 and 0.72 s, and then of 1.6 s, which is over the time.
+        assert 2 <= refused <= 4
+        for stream in held:
+            stream.close()
+
+
+def test_a_batch_refused_for_load_until_its_time_is_up_says_so_too(
+    flavour: Any, proxy: Any, local: LocalClient
+) -> None:
+    refused = Counter[float]()
+
+    def busy_for_two(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        for request in requests:
+            if first_rewards(request) == 2.0:
+                refused[2.0] += 1
+                error = pb.TransformError(code=8, message="busy", retry_after_ms=20)
+                yield pb.TransformStreamResponse(sequence=request.sequence, error=error)
+            else:
+                yield from proxy.pass_on(iter([request]), context)
+
+    proxy.stream = busy_for_two
+    given = [np.full((1, 3), float(i)) for i in range(5)]
+    gave = flavour.stream(proxy.address, given, 2, timeout=2.0)
+    assert [type(each) is Overloaded for each in gave] == [False, False, True, False, False]
+    assert gave[2].retry_after == 0.02
+    assert 2 <= refused[2.0] <= 4
+
+
+def test_a_stream_that_must_not_come_back_does_not(flavour: Any, proxy: Any) -> None:
+    def refusing(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        next(requests)
+        context.set_trailing_metadata([("grpc-retry-pushback-ms", "-1")])
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "never")
+        yield
+
+    proxy.stream = refusing
+    gave = flavour.stream(proxy.address, [ROWS], 4)
+    assert [type(each) for each in gave] == [Overloaded]
+    assert proxy.calls["TransformStream"] == 1
 
 
 def test_a_batch_without_an_answer_fails_at_its_turn_and_the_others_do_not(
@@ -292,6 +374,52 @@ def test_a_stream_that_has_fallen_silent_is_given_up_with_the_batch_it_left_unan
     assert isinstance(gave[0], DeadlineExceeded)
     check(gave[2:], given[2:], local)
     assert proxy.calls["TransformStream"] == 2
+
+
+def test_a_stream_sleeps_while_it_waits_for_a_service_that_fell_silent_after_a_break(
+    flavour: Any, proxy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent_after_a_break(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        for _ in requests:
+            if proxy.calls["TransformStream"] == 1:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
+        yield from ()
+
+    wakings = 0
+    to_send = Window.to_send
+
+    def counted(window: Window) -> Any:
+        nonlocal wakings
+        wakings += 1
+        return to_send(window)
+
+    proxy.stream = silent_after_a_break
+    monkeypatch.setattr(Window, "to_send", counted)
+    gave = flavour.stream(proxy.address, batches(4), 4, in_flight=4, timeout=2.0)
+    assert [isinstance(each, DeadlineExceeded) for each in gave] == [True] * 4
+    assert proxy.calls["TransformStream"] >= 2
+    assert wakings < 200  # else many thousands
+
+
+@pytest.mark.parametrize("fallback", [None, "local"])
+def test_a_stream_that_is_unavailable_for_good_is_not_asked_for_again(
+    flavour: Any, proxy: Any, local: LocalClient, fallback: str | None
+) -> None:
+    """As a call is not; and who can compute here does."""
+
+    def refusing(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        next(requests)
+        context.set_trailing_metadata([("grpc-retry-pushback-ms", "-1")])
+        context.abort(grpc.StatusCode.UNAVAILABLE, "never")
+        yield
+
+    proxy.stream = refusing
+    gave = flavour.stream(proxy.address, [ROWS], 4, of_client={"fallback": fallback})
+    if fallback:
+        check(gave, [ROWS], local)
+    else:
+        assert [type(each) for each in gave] == [Unavailable]
+    assert proxy.calls["TransformStream"] == 1
 
 
 def test_a_stream_reset_by_what_stands_between_goes_on_in_another(flavour: Any, proxy: Any, local: LocalClient) -> None:

@@ -30,9 +30,11 @@ class Configuration:
     """One training run."""
 
     # What is trained, on what, how, and where its advantages come from.
-    model: str = _option("tiny-gemma2", "tiny-gemma2, tiny-llama, gemma-2-2b-random, or any causal LM of transformers")
+    model: str = _option(
+        "tiny-gemma2", "tiny-gemma2, small-gemma2, tiny-llama, gemma-2-2b-random, or any causal LM of transformers"
+    )
     task: str = _option(
-        "rules", "rules, reasoning_gym:GENERATOR, arc_agi_1_easy, math, mbpp_to_humaneval; :a=b for options"
+        "rules", "rules, fog, reasoning_gym:GENERATOR, arc_agi_1_easy, math, mbpp_to_humaneval; :a=b for options"
     )
     method: str = _option("k:8", "k:SCHEDULE, loo, tzsm, anneal:STEP, entropy:COEFFICIENT, or VARIANT[:SCHEDULE]")
     server: str = _option("localhost:50051", "where pkpo-server is")

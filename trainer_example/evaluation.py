@@ -17,7 +17,8 @@ from trainer_example.configuration import Configuration
 from trainer_example.sampling import Rollouts, Sampler
 from trainer_example.tasks import Problem, Task
 
-EVALUATED_K = (1, 2, 4, 8, 12, 16)
+EVALUATED_K = (1, 2, 4, 8, 16)
+DIVERSITY_AMONG = 16
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Evaluation:
         """pass@k for each k, with its standard error over prompts; max@k where rewards are not 0 or 1; and more.
 
         The keys are pass@1, ..., pass_error@1, ..., reward (the mean), solved (the share of prompts that any sample
-        solved), entropy (of a token, in nats), diversity (the share of a prompt's answers that differ).
+        solved), entropy (of a token, in nats), diversity (the share of a prompt's answers that differ: among 16 where
+        n is a multiple of that, else among n).
         """
         n = self.configuration.evaluation_samples
         problems = self.task.test[: self.configuration.evaluation_prompts]
@@ -52,8 +54,10 @@ class Evaluation:
         )
         rewards = self.task.rewards(repeated(chosen, n), rollouts.texts)
         device = self.accelerator.device
+        among = DIVERSITY_AMONG if n % DIVERSITY_AMONG == 0 else n
+        differing = distinct(rollouts.texts, among)
         table = torch.tensor(
-            [rewards, np.repeat(counted, n).tolist(), np.repeat(distinct(rollouts.texts, n), n).tolist()],
+            [rewards, np.repeat(counted, n).tolist(), np.repeat(differing, among).tolist()],
             dtype=torch.float64,
             device=device,
         ).T.contiguous()
@@ -65,7 +69,7 @@ class Evaluation:
             measured |= self._of_k("max", everyones[..., 0])
         measured["reward"] = float(everyones[..., 0].mean())
         measured["solved"] = float(solved.any(1).mean())
-        measured["diversity"] = float(everyones[:, 0, 2].mean())
+        measured["diversity"] = float(everyones[..., 2].mean())
         counts = torch.tensor(np.repeat(counted, n), device=device)
         measured["entropy"] = mean_entropy(self.accelerator, rollouts, counts)
         return measured

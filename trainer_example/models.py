@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -30,6 +33,7 @@ _TINY = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
+_SMALL = {**_TINY, "hidden_size": 128, "num_hidden_layers": 4, "head_dim": 32, "intermediate_size": 256}
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
@@ -38,6 +42,8 @@ def architecture(name: str, vocabulary: int) -> PretrainedConfig | None:
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if name == "tiny-gemma2":
         return Gemma2Config(vocab_size=vocabulary, query_pre_attn_scalar=16, **_TINY, **tokens)
+    if name == "small-gemma2":
+        return Gemma2Config(vocab_size=vocabulary, query_pre_attn_scalar=32, **_SMALL, **tokens)
     if name == "tiny-llama":
         return LlamaConfig(vocab_size=vocabulary, **_TINY, **tokens)
     if name == "gemma-2-2b-random":  # the published shape, to see what a step costs without the published weights
@@ -55,18 +61,19 @@ def has_random_weights(name: str) -> bool:
 def tokenizer_of(configuration: Configuration, task: Task) -> PreTrainedTokenizerBase:
     """The model's own tokenizer, padding on the left; for a model of random weights, one token a character."""
     if has_random_weights(configuration.model):
-        return character_tokenizer(task.alphabet)
+        return character_tokenizer(task.alphabet, task.phrases)
     tokenizer = AutoTokenizer.from_pretrained(configuration.model, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """One token a character, and <bos> in front."""
-    tokens = [*SPECIALS, *sorted(set(alphabet))]
+def character_tokenizer(alphabet: str, phrases: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token a character and a phrase, and <bos> in front."""
+    tokens = [*SPECIALS, *sorted(set(alphabet)), *phrases]
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    pieces = "|".join([*map(re.escape, sorted(phrases, key=len, reverse=True)), r"[\s\S]"])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "isolated")
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(

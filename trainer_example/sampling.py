@@ -1,4 +1,4 @@
-"""Samples of a policy: each prompt is prefilled once, and its cache repeated for its n answers.
+"""Samples of a policy: each prompt is prefilled once, and answers that begin alike go through the model as one.
 
 A token is drawn by inverting the cumulative distribution at one uniform number. All the numbers of a step are drawn
 at once from a generator that the seed and the step decide, so that the same tokens are sampled however the prompts
@@ -103,21 +103,30 @@ class Sampler:
         output = self.model(
             input_ids=prompts, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
         )
-        cache = output.past_key_values
-        cache.batch_repeat_interleave(n)
-        logits = output.logits[:, -1].repeat_interleave(n, 0)
-        mask = mask.repeat_interleave(n, 0)
-        going = torch.ones(len(mask), dtype=mask.dtype, device=mask.device)
+        cache, logits = output.past_key_values, output.logits[:, -1]
+        vocabulary = logits.shape[-1]
+        # The cache has a row for each beginning that differs; `row` says which is that of an answer.
+        row = torch.arange(len(mask), device=mask.device).repeat_interleave(n)
+        going = torch.ones(len(row), dtype=mask.dtype, device=mask.device)
         ends = self._ends(mask.device)
         tokens, valid, entropies = [], [], []
         for number in range(self.max_new_tokens):
-            token, entropy = self._drawn(logits, uniforms[:, number])
+            token, entropy = self._drawn(logits, row, uniforms[:, number])
             tokens.append(token)
             valid.append(going)
             entropies.append(entropy)
             going = going * torch.isin(token, ends, invert=True)
-            if number + 1 == self.max_new_tokens or self.everywhere(not going.any()):
+            some = bool(going.any())
+            if number + 1 == self.max_new_tokens or self.everywhere(not some):
                 break
+            # Those that have ended stay at some row, and what they draw from it does not count.
+            on = going > 0 if some else torch.ones_like(going, dtype=torch.bool)
+            beginnings, row_of = (row * vocabulary + token)[on].unique(return_inverse=True)
+            row = torch.zeros_like(row).masked_scatter(on, row_of)
+            parents, token = beginnings // vocabulary, beginnings % vocabulary
+            if not torch.equal(parents, torch.arange(len(mask), device=mask.device)):
+                cache.batch_select_indices(parents)
+                mask = mask[parents]
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             output = self.model(
                 input_ids=token[:, None],
@@ -129,14 +138,15 @@ class Sampler:
             logits = output.logits[:, -1]
         return torch.stack(tokens, 1), torch.stack(valid, 1), torch.stack(entropies, 1)
 
-    def _drawn(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """A token of each row, and the entropy of what it was drawn from."""
+    def _drawn(self, logits: Tensor, row: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """A token of each answer from its row of logits, and the entropy of what it was drawn from."""
         p = (logits.float() / self.temperature).softmax(-1)
         cumulative = p.cumsum(-1)
         # Of the sum as it came out, which rounding leaves a little off 1; and never a token of no probability.
         total = cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)[:, 0]
-        return torch.minimum(token, (cumulative < total).sum(-1)), torch.special.entr(p).sum(-1)
+        last = (cumulative < total).sum(-1)
+        token = torch.searchsorted(cumulative[row], uniform[:, None] * total[row], right=True)[:, 0]
+        return torch.minimum(token, last[row]), torch.special.entr(p).sum(-1)[row]
 
     def _ends(self, device: torch.device) -> Tensor:
         configured = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)

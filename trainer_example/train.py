@@ -54,8 +54,9 @@ class Run:
             Interrupted: the service is gone, and the run is to stop without it.
         """
         every, last = self.configuration.evaluate_every, self.configuration.steps
-        show = self.accelerator.is_main_process
-        with tqdm(total=last, initial=self.progress.step, unit="step", disable=not show) as bar:
+        # Said only where it is hidden, so that TQDM_DISABLE hides it too.
+        hidden: dict[str, Any] = {} if self.accelerator.is_main_process else {"disable": True}
+        with tqdm(total=last, initial=self.progress.step, unit="step", **hidden) as bar:
             while True:
                 try:
                     # At the start of a step, so that a run which is resumed here evaluates here.
@@ -183,6 +184,9 @@ def train(configuration: Configuration) -> None:
         accelerator.unwrap_model(model).save_pretrained(run_dir / "model", state_dict=weights)
         tokenizer.save_pretrained(run_dir / "model")
         write_plots(run_dir)
+    # What the last collective held is given back by a thread of gloo's, which needs the interpreter. The end of the
+    # process group waits for that thread and keeps the interpreter meanwhile: nothing may be left to give back.
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 

@@ -19,6 +19,7 @@ from trainer_example.tasks import Task
 
 LEARNING_RATE = 2e-3
 BATCH = 256
+DEMONSTRATIONS = 2  # the version of what tasks demonstrate: a model that was taught by another is not taken
 
 
 def warm_started(configuration: Configuration, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -27,7 +28,7 @@ def warm_started(configuration: Configuration, task: Task, tokenizer: PreTrained
     if steps == 0:
         return policy_of(configuration, len(tokenizer))
     about = [configuration.model, configuration.task, configuration.model_seed, steps, configuration.dtype,
-             LEARNING_RATE, BATCH]  # fmt: skip
+             LEARNING_RATE, BATCH, DEMONSTRATIONS]  # fmt: skip
     name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     kept = Path(configuration.warm_start_dir) / name
     if not (kept / "config.json").exists():
@@ -57,7 +58,11 @@ def _taught(
         raise ValueError(f"warm_start_steps: is {steps}; must be 0: {configuration.task} has no demonstrations")
     policy.to("cuda" if torch.cuda.is_available() else "cpu").train()
     for _ in tqdm(range(steps), desc="warm start", unit="step"):
-        ids, labels = _imitated(task.demonstrations(generator, BATCH), tokenizer, task.max_new_tokens)
+        demonstrations = task.demonstrations(generator, BATCH)
+        leaked = sum(prompt in task.held_out for prompt, _ in demonstrations)
+        if leaked:
+            raise ValueError(f"task: {configuration.task} has {leaked} test prompts in a batch of its demonstrations")
+        ids, labels = _imitated(demonstrations, tokenizer, task.max_new_tokens)
         loss = policy(
             input_ids=ids.to(policy.device),
             attention_mask=(ids != tokenizer.pad_token_id).to(policy.device),
@@ -74,12 +79,13 @@ def _imitated(
     demonstrations: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids, padded on the right, and the labels: the answer, and its end where it stops before its longest."""
-    rows, answers = [], []
-    for prompt, answer in demonstrations:
-        head = tokenizer(prompt).input_ids
-        tail = tokenizer(answer, add_special_tokens=False).input_ids
-        tail += [tokenizer.eos_token_id] * (len(tail) < max_new_tokens)
-        rows.append(torch.tensor(head + tail))
-        answers.append(torch.tensor([-100] * len(head) + tail))
-    pad = torch.nn.utils.rnn.pad_sequence
-    return pad(rows, True, tokenizer.pad_token_id), pad(answers, True, -100)
+    prompts, said = (list(column) for column in zip(*demonstrations, strict=True))
+    heads, tails = tokenizer(prompts).input_ids, tokenizer(said, add_special_tokens=False).input_ids
+    tails = [tail + [tokenizer.eos_token_id] * (len(tail) < max_new_tokens) for tail in tails]
+    longest = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))
+    ids = np.full((len(heads), longest), tokenizer.pad_token_id)
+    labels = np.full_like(ids, -100)
+    for number, (head, tail) in enumerate(zip(heads, tails, strict=True)):
+        ids[number, : len(head) + len(tail)] = head + tail
+        labels[number, len(head) : len(head) + len(tail)] = tail
+    return torch.from_numpy(ids), torch.from_numpy(labels)

@@ -134,3 +134,35 @@ def test_a_chat_template_is_used_where_there_is_one() -> None:
     )
     rollouts = drawer.rollouts(["12"], 1, drawer.uniforms([0], 1))
     assert drawer.tokenizer.decode(rollouts.prompts[0]) == "<bos>b12="
+
+
+def test_answers_that_begin_alike_go_through_the_model_as_one() -> None:
+    """One prompt, four answers: what the numbers say is drawn is 2 tokens that differ, then 3 beginnings."""
+    drawer = sampler(max_new_tokens=3)
+    with torch.no_grad():
+        drawer.model.get_input_embeddings().weight.zero_()  # all tokens are as likely
+    rows: list[int] = []
+    drawer.model.register_forward_pre_hook(
+        lambda module, inputs, named: rows.append(named["input_ids"].shape[0]), with_kwargs=True
+    )
+    size = len(drawer.tokenizer)
+    tokens = torch.tensor([[5, 6, 7], [5, 6, 8], [5, 9, 7], [4, 6, 7]])
+    rollouts = drawer.rollouts(["a1="], 4, (tokens + 0.5) / size)
+    assert rollouts.answers.tolist() == tokens.tolist()
+    assert rows == [1, 2, 3]
+
+
+def test_an_answer_that_has_ended_goes_through_the_model_no_more() -> None:
+    drawer = sampler(max_new_tokens=3)
+    with torch.no_grad():
+        drawer.model.get_input_embeddings().weight.zero_()
+    rows: list[int] = []
+    drawer.model.register_forward_pre_hook(
+        lambda module, inputs, named: rows.append(named["input_ids"].shape[0]), with_kwargs=True
+    )
+    end, size = drawer.tokenizer.eos_token_id, len(drawer.tokenizer)
+    tokens = torch.tensor([[end, 6, 7], [5, 6, 8], [5, end, 7], [4, 6, 7]])
+    rollouts = drawer.rollouts(["a1="], 4, (tokens + 0.5) / size)
+    assert rows == [1, 2, 2]
+    assert rollouts.answer_mask.tolist() == [[1, 0, 0], [1, 1, 1], [1, 1, 0], [1, 1, 1]]
+    assert (rollouts.answers == tokens)[rollouts.answer_mask == 1].all()

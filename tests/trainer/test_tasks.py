@@ -15,6 +15,8 @@ from trainer_example.tasks.arc import last_grid
 from trainer_example.tasks.code import Checks, program, separate_tests
 from trainer_example.tasks.rules import COMPOSED, RULES, SIMPLE
 
+ONE_DIGIT = "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1"
+
 
 def prompts(problems: object) -> set[str]:
     return {problem.prompt for problem in problems}  # type: ignore[attr-defined]
@@ -85,6 +87,15 @@ class TestRules:
         ]
         assert all(simple)
 
+    def test_demonstrations_may_slip(self) -> None:
+        """A quarter of the digits is random: a rule's four are all right with chance (0.75 + 0.025)^4 = 0.361."""
+        task = task_named("rules:slips=0.25")
+        shown = task.demonstrations(np.random.default_rng(0), 6000)
+        right = np.mean(
+            [any(a == "".join(map(str, rule(tuple(map(int, p[1:5]))))) for rule in SIMPLE.values()) for p, a in shown]
+        )
+        assert right == pytest.approx(0.361, abs=0.03)
+
     def test_demonstrations_of_compositions_are_mostly_wrong(self) -> None:
         task = task_named("rules:hard=true")
         shown = task.demonstrations(np.random.default_rng(0), 6000)
@@ -103,6 +114,11 @@ class TestReasoningGym:
             assert task.reward(problem, "no") == 0.0
         assert not prompts(task.train) & prompts(task.test)
 
+    def test_a_test_prompt_is_there_once_and_not_in_training(self) -> None:
+        task = task_named(f"{ONE_DIGIT},train_prompts=100,test_prompts=400")
+        assert len(prompts(task.test)) == len(task.test) > 0
+        assert not prompts(task.train) & prompts(task.test)
+
     def test_options_reach_the_generator(self) -> None:
         task = task_named(
             "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1,train_prompts=5,instruct=true"
@@ -111,6 +127,17 @@ class TestReasoningGym:
         problem = task.train[0]
         assert task.reward(problem, f"I think <answer>{problem.reference['answer']}</answer>") == 1.0
         assert task.reward(problem, problem.reference["answer"]) == 0.0
+
+    def test_what_all_prompts_say_is_one_token_of_the_tiny_models(self) -> None:
+        from trainer_example.models import character_tokenizer
+
+        task = task_named("reasoning_gym:chain_sum,train_prompts=50,min_terms=2,max_terms=2")
+        assert task.phrases[0] == "State the final answer to the following arithmetic problem: "
+        tokenizer = character_tokenizer(task.alphabet, task.phrases)
+        for problem in task.train:
+            ids = tokenizer(problem.prompt).input_ids
+            assert len(ids) == 2 + len(problem.prompt.removeprefix(task.phrases[0]).removesuffix(task.phrases[1])) + 1
+            assert tokenizer.decode(ids, skip_special_tokens=True) == problem.prompt
 
     def test_it_demonstrates(self) -> None:
         task = task_named("reasoning_gym:chain_sum,train_prompts=5")
@@ -262,14 +289,31 @@ class TestCode:
         assert len(separate_tests("def check(c):\n    c(1)\n", "f")) == 1
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rules:train_prompts=20,test_prompts=40000",
+        "rules:hard=true,train_prompts=20,test_prompts=20000",
+        "fog:size=3,train_prompts=20,test_prompts=500",
+        f"{ONE_DIGIT},train_prompts=20,test_prompts=400",
+    ],
+)
+def test_no_test_prompt_is_demonstrated(name: str) -> None:
+    """About half of all prompts are test prompts here: one that is not kept back would be seen at once."""
+    task = task_named(name)
+    shown = [prompt for prompt, _ in task.demonstrations(np.random.default_rng(0), 300)]
+    assert len(shown) == 300
+    assert not set(shown) & prompts(task.test)
+
+
 def test_a_name_nobody_has_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="task: is 'chess'; must be one of rules, reasoning_gym") as refusal:
+    with pytest.raises(ValueError, match="task: is 'chess'; must be one of rules, fog, reasoning_gym") as refusal:
         task_named("chess")
     assert all(name in str(refusal.value) for name in TASKS)
 
 
 def test_an_option_a_task_does_not_take_is_refused() -> None:
-    with pytest.raises(ValueError, match="rules has no option 'colour'; it has hard, continuous, seed"):
+    with pytest.raises(ValueError, match="rules has no option 'colour'; it has hard, continuous, slips, seed"):
         task_named("rules:colour=red")
     with pytest.raises(ValueError, match="hard is 'maybe'; must be true or false"):
         task_named("rules:hard=maybe")

@@ -81,6 +81,25 @@ def test_the_gradient_is_that_of_the_formula(
     assert_same(updated(drawer, options, rollouts, advantages, entropy_coefficient), wanted)
 
 
+@pytest.mark.parametrize("entropy_coefficient", [0.0, 0.05])
+def test_same_answers_go_through_the_model_as_one(
+    options: Configuration, advantages: Any, entropy_coefficient: float
+) -> None:
+    """Answers of one token, of which many are the same: the gradient is that of all of them, one by one."""
+    drawer = sampler(max_new_tokens=1)
+    rollouts = rollouts_of(drawer)
+    wanted = expected(drawer, rollouts, advantages, entropy_coefficient)
+    rows: list[int] = []
+    drawer.model.register_forward_pre_hook(
+        lambda module, inputs, named: rows.append(named["input_ids"].shape[0]), with_kwargs=True
+    )
+    assert_same(updated(drawer, options, rollouts, advantages, entropy_coefficient), wanted)
+    distinct = {(row // N, int(token)) for row, token in enumerate(rollouts.answers[:, 0])
+                if entropy_coefficient or advantages[row] != 0}  # fmt: skip
+    assert rows == [len(distinct)]
+    assert len(distinct) < len(PROMPTS) * N - (0 if entropy_coefficient else int((advantages == 0).sum()))
+
+
 def test_without_any_signal_nothing_moves(options: Configuration) -> None:
     drawer = sampler()
     moved = updated(drawer, options, rollouts_of(drawer), torch.zeros(len(PROMPTS) * N))
@@ -105,7 +124,7 @@ def test_a_token_that_moved_too_far_counts_no_more(options: Configuration) -> No
     shift = torch.where(torch.arange(now.shape[1]) % 2 == 0, 0.5, 0.05) * advantages[:, None]
     old = now.detach() - shift  # ratios exp(0.5) and exp(0.05) for the good, exp(-0.5) and exp(-0.05) for the bad
     update = Update(drawer.model, None, None, Accelerator(cpu=True), options, 0.0)  # type: ignore[arg-type]
-    gain, _ = update._objective(rollouts, advantages, old, rows)
+    gain, _ = update._objective(rollouts, advantages, torch.ones_like(advantages), old, rows)
     inside = (torch.arange(now.shape[1]) % 2 == 1) * rollouts.answer_mask
     ratio = (now - old).exp()
     wanted = torch.autograd.grad(

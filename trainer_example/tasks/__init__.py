@@ -1,4 +1,4 @@
-"""The tasks by name: `rules`, `reasoning_gym:chain_sum`, `arc_agi_1_easy`, `math`, `mbpp_to_humaneval`.
+"""The tasks by name: `rules`, `fog`, `reasoning_gym:chain_sum`, `arc_agi_1_easy`, `math`, `mbpp_to_humaneval`.
 
 A name may carry options, as `rules:hard=true,seed=3`: keyword arguments of the task, their values written as in YAML.
 """
@@ -16,6 +16,7 @@ from trainer_example.tasks.task import Problem, Task
 # Each is imported when asked for: none needs another's requirements.
 TASKS = {
     "rules": "trainer_example.tasks.rules:Rules",
+    "fog": "trainer_example.tasks.fog:Fog",
     "reasoning_gym": "trainer_example.tasks.reasoning_gym:ReasoningGym",
     "arc_agi_1_easy": "trainer_example.tasks.arc:ArcAgi1Easy",
     "math": "trainer_example.tasks.math:HendrycksMath",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ class ReasoningGym(Task):
         generator: its name, as "chain_sum", "countdown", "maze".
         seed: of the generator.
         train_prompts: how many to train on.
-        test_prompts: how many to test on; those that are also among the first are left out.
+        test_prompts: how many to draw to test on; each counts once, and not if it is also among the first.
         max_new_tokens: how long an answer may get, in tokens.
         instruct: whether to ask for <answer> tags, as an instruct model needs; without, the whole answer counts.
         warm_start_steps: supervised steps for a model of random weights, imitating the generator's own answers.
@@ -45,8 +47,10 @@ class ReasoningGym(Task):
         )
         problems = [self._problem(entry) for entry in self._generator]
         self.train = problems[:train_prompts]
+        self.phrases = _common_ends([problem.prompt for problem in self.train])
         seen = {problem.prompt for problem in self.train}
-        self.test = [problem for problem in problems[train_prompts:] if problem.prompt not in seen]
+        drawn = {problem.prompt: problem for problem in problems[train_prompts:]}
+        self.test = [problem for prompt, problem in drawn.items() if prompt not in seen]
 
     def _problem(self, entry: dict[str, Any]) -> Problem:
         question = entry["question"].strip()
@@ -62,10 +66,30 @@ class ReasoningGym(Task):
 
     def demonstrations(self, generator: np.random.Generator, count: int) -> list[tuple[str, str]]:
         """Fresh problems with the generator's own answers."""
+        shown: list[tuple[str, str]] = []
+        while len(shown) < count:
+            shown += self._drawn(generator, count - len(shown))
+        return shown
+
+    def _drawn(self, generator: np.random.Generator, count: int) -> list[tuple[str, str]]:
+        """Demonstrations, fewer by those whose prompt is held out."""
         entries = reasoning_gym.create_dataset(
             self._name, seed=int(generator.integers(2**31)), size=count, **self._options
         )
         if any(entry["answer"] is None for entry in entries):
             raise ValueError(f"warm_start_steps: must be 0: {self._name} of reasoning-gym says no answers")
         answer = "<answer>{}</answer>" if self._instruct else "{}"
-        return [(self._problem(entry).prompt, answer.format(entry["answer"])) for entry in entries]
+        drawn = [(self._problem(entry).prompt, answer.format(entry["answer"])) for entry in entries]
+        return [(prompt, said) for prompt, said in drawn if prompt not in self.held_out]
+
+
+def _common_ends(prompts: Sequence[str]) -> list[str]:
+    """What all prompts begin and end with; nothing where they are all the same."""
+    if len(set(prompts)) < 2:
+        return []
+    begin, end = _common_beginning(prompts), _common_beginning([prompt[::-1] for prompt in prompts])[::-1]
+    return [phrase for phrase in (begin, end) if len(phrase) > 1]
+
+
+def _common_beginning(texts: Sequence[str]) -> str:
+    return os.path.commonprefix(texts)  # noqa: RUF071 - by characters is what is meant

@@ -53,6 +53,7 @@ class Rules(Task):
     Args:
         hard: whether most prompts want a composition of two rules.
         continuous: whether the reward is the share of right digits, instead of 1 for all four and 0 otherwise.
+        slips: the share of random digits in the demonstration of a simple rule.
         seed: of the classes and of the prompts, the same for every run that compares methods.
         train_prompts: how many to train on.
         test_prompts: how many to test on; no prompt is in both.
@@ -65,12 +66,14 @@ class Rules(Task):
         self,
         hard: bool = False,
         continuous: bool = False,
+        slips: float = 0.0,
         seed: int = 0,
         train_prompts: int = 10_000,
         test_prompts: int = 500,
     ) -> None:
         self.continuous = continuous
         self.hard = hard
+        self.slips = slips
         self.warm_start_steps = 1800 if hard else 1500
         generator = np.random.default_rng(seed)
         self._classes = _hard_classes(generator) if hard else _ambiguous_classes(generator)
@@ -94,9 +97,12 @@ class Rules(Task):
     def demonstrations(self, generator: np.random.Generator, count: int) -> list[tuple[str, str]]:
         """Random prompts, each with an answer by one of the rules that its class may draw."""
         hints = generator.integers(len(self._classes), size=count)
-        return [self._demonstration(generator, int(hint), _digits(int(generator.integers(10_000)))) for hint in hints]
+        return [self._demonstration(generator, int(hint)) for hint in hints]
 
-    def _demonstration(self, generator: np.random.Generator, hint: int, digits: Digits) -> tuple[str, str]:
+    def _demonstration(self, generator: np.random.Generator, hint: int) -> tuple[str, str]:
+        digits = _digits(int(generator.integers(10_000)))
+        while _prompt(hint, digits) in self.held_out:
+            digits = _digits(int(generator.integers(10_000)))
         if self.hard:
             rule = NAMES[generator.integers(len(NAMES))]
         else:
@@ -104,8 +110,9 @@ class Rules(Task):
             chances[len(SIMPLE) :] = 0.0
             rule = NAMES[generator.choice(len(NAMES), p=chances / chances.sum())]
         answer = RULES[rule](digits)
-        if rule in COMPOSED:
-            wrong = generator.random(len(answer)) < WRONG_DIGITS
+        share = WRONG_DIGITS if rule in COMPOSED else self.slips
+        if share > 0:
+            wrong = generator.random(len(answer)) < share
             random = generator.integers(10, size=len(answer))
             answer = tuple(int(r) if w else d for d, r, w in zip(answer, random, wrong, strict=True))
         return _prompt(hint, digits), _text(answer)

@@ -6,6 +6,7 @@ import string
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ class Task(ABC):
         test: held-out problems, none of them in `train`.
         max_new_tokens: how long an answer may get, in tokens.
         alphabet: the characters of prompts and answers, for the tokenizer of the tiny models.
+        phrases: what is one token for them, because every prompt says it.
         warm_start_steps: supervised steps that give a model of random weights something to explore from.
     """
 
@@ -36,7 +38,13 @@ class Task(ABC):
     test: Sequence[Problem]
     max_new_tokens: int
     alphabet: str = string.printable
+    phrases: Sequence[str] = ()
     warm_start_steps: int = 0
+
+    @cached_property
+    def held_out(self) -> frozenset[str]:
+        """The prompts of `test`."""
+        return frozenset(problem.prompt for problem in self.test)
 
     @abstractmethod
     def reward(self, problem: Problem, answer: str) -> float:
@@ -50,7 +58,7 @@ class Task(ABC):
         return [self.reward(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
 
     def demonstrations(self, generator: np.random.Generator, count: int) -> list[tuple[str, str]]:
-        """Prompts with answers to imitate, for a warm start.
+        """Prompts with answers to imitate, for a warm start; none of them is held out.
 
         Raises:
             NotImplementedError: the task has none.

@@ -1,0 +1,22 @@
+"""What made a result: the trainer's sources, and the libraries under it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+import transformers
+
+SOURCES = Path(__file__).parents[1]
+
+
+def provenance(sources: Path = SOURCES) -> dict[str, str]:
+    """A digest of all sources of the trainer, and the versions of torch and transformers."""
+    digest = hashlib.sha256()
+    for path in sorted(sources.rglob("*.py")):
+        digest.update(f"{path.relative_to(sources)}\0{path.read_text()}\0".encode())
+    return {"trainer": digest.hexdigest()[:12], "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+PROVENANCE = provenance()  # when the process began, for sources that change later are not what runs

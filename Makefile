@@ -12,7 +12,7 @@ PYTHON_TUNIX ?= $(PYTHON_DEPLOY)
 
 RUN_DIR ?= runs/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo serve train figures test test-trainer test-deploy test-verl test-trl test-tunix fuzz soak manifests lint bench performance capacity overload comparison proto clean
+.PHONY: setup demo serve train experiments figures test test-trainer test-deploy test-verl test-trl test-tunix fuzz soak manifests lint bench performance capacity overload comparison proto clean
 
 setup: $(VENV)/test
 
@@ -25,6 +25,10 @@ serve: $(VENV)/test
 # A server, Prometheus and the example trainer; FLAGS are the trainer's options.
 train: $(VENV)-trainer/installed
 	OMP_NUM_THREADS=1 $(VENV)-trainer/bin/python -m trainer_example.observed --run_dir $(RUN_DIR) $(FLAGS)
+
+# The papers' claims on a small Gemma-2, and docs/results.md: two hours; started again, it goes on. FLAGS=--quick only tries that everything works.
+experiments: $(VENV)-trainer/installed
+	OMP_NUM_THREADS=1 $(VENV)-trainer/bin/python -m trainer_example.experiments $(FLAGS)
 
 # The papers' toy results, and the data they are drawn from.
 figures: $(VENV)/test

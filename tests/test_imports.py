@@ -45,6 +45,7 @@ ANYWHERE = {
         "matplotlib",
         "peft",
         "reasoning_gym",
+        "scipy",
         "tokenizers",
         "tqdm",
         "transformers",

@@ -147,9 +147,10 @@ def test_a_kernel_cache_without_room_is_said_and_serves(tmp_path: Path, local: L
         fill(disk, left=16 * 2**10)
         with LiveServer(env=env) as server:
             assert serves_right(server.address, local)
-            (line,) = [line for line in server.log_lines() if "not kept" in line["event"]]
-        assert "No space left on device" in line["event"]
-        assert str(disk) in line["event"]
+            (line,) = [line for line in server.log_lines("warning") if "not kept" in line["message"]]
+        assert line["category"] == "RuntimeWarning"
+        assert "No space left on device" in line["message"]
+        assert str(disk) in line["message"]
         assert not list(disk.rglob("*.tmp.*"))
 
 
@@ -185,7 +186,7 @@ def test_a_damaged_kernel_cache_is_compiled_anew_and_mended(tmp_path: Path, loca
     before = {path: path.read_bytes() for path in hurt}
     with LiveServer(env=env) as server:
         assert serves_right(server.address, local)
-        assert [line["event"] for line in server.log_lines()] == ["metrics", "listening", "serving"]
+        assert [line["event"] for line in server.log_lines()] == ["metrics", "listening", "compiling", "serving"]
     assert all(compilation._read(str(path)) is not None for path in hurt)
     assert all(path.read_bytes() != before[path] for path in hurt)
 
@@ -212,7 +213,7 @@ def test_a_stranger_without_a_home_and_with_signals_held_back(tmp_path: Path, lo
     )
     with LiveServer("--workers", "2", env=env, within=within) as server:
         assert serves_right(server.address, local)
-        assert any("is read-only" in line["event"] for line in server.log_lines())
+        assert any("is read-only" in line["message"] for line in server.log_lines("warning"))
         os.kill(server.log_lines("worker_serving")[0]["pid"], signal.SIGKILL)
         poll(lambda: len(server.log_lines("worker_serving")) == 3, "another worker", 60)
         assert server.log_lines("worker_died")[0]["status"] == -signal.SIGKILL
@@ -284,7 +285,7 @@ def test_a_full_folder_of_counters(tmp_path: Path, local: LocalClient) -> None:
             poll(lambda: len(server.log_lines("worker_serving")) == 3, "another worker", 60)
             serve_runs()
             assert server.metrics()["pkpo_worker_restarts_total"] == 1
-            assert any("counters are not shown: No space left" in line["event"] for line in server.log_lines())
+            assert any("counters are not shown: No space left" in str(line) for line in server.log_lines())
             full.unlink()
 
             def all_shown() -> bool:
@@ -405,6 +406,8 @@ def test_connections_that_take_all_files(poor: LiveServer, local: LocalClient) -
     process = psutil.Process(poor.process.pid)
     health = poor.log_lines("health")[0]["address"]
     want = local.transform(REWARDS, k=4)
+    poor_connections = poor.log_lines("serving")[0]["connections"]
+    assert 0 < poor_connections < FILES
     with Client(poor.address, timeout=60) as client:
         assert np.array_equal(client.transform(REWARDS, k=4), want)
         crowd = connected(poor.address, FILES)
@@ -423,6 +426,8 @@ def test_connections_that_take_all_files(poor: LiveServer, local: LocalClient) -
                 return process.num_fds() == FILES
 
             poll(all_taken, "no more files")
+            (line,) = poll(lambda: poor.log_lines("few_files"), "a warning")
+            assert (line["level"], line["limit"], line["connections"]) == ("warning", FILES, poor_connections)
             crowd += connected(poor.metrics_address, 4)
             assert busy(process) < 0.1
             assert np.array_equal(client.transform(REWARDS, k=4), want)

@@ -19,8 +19,12 @@ SHARES = {"wire": 0.6, "fields": 0.36, "arguments": 0.02, "calls": 0.0195, "conn
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command, and returns its exit status: 0 where nothing was found, 1 where something was."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
     if arguments.kind == "replay":
+        for path in arguments.files:
+            if not path.is_file():
+                parser.error(f"files: there is no {path}; where nothing was found, nothing was kept")
         return _say("replay", campaign.replayed([_call(path) for path in arguments.files]))
     status = FINE
     for kind in SHARES if arguments.kind == "all" else (arguments.kind,):

@@ -125,6 +125,12 @@ def test_a_server_that_is_wrong_is_found_to_be(
     assert main(["replay", str(kept)]) == 0
 
 
+def test_there_is_nothing_to_replay_where_nothing_was_found(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["replay", "found/*.json"])
+    assert "where nothing was found, nothing was kept" in capsys.readouterr().err
+
+
 def test_an_argument_that_the_two_ways_differ_on_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"rewards": [[0.0, 1.0]], "k": 1, "run_id": "run"}
     assert not arguments.disagreement(given)

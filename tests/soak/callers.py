@@ -12,6 +12,7 @@ import random
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -111,7 +112,7 @@ class Pace:
             return self._going
 
 
-class Callers:
+class Callers(ABC):
     """What the callers of a process have in common.
 
     Args:
@@ -131,9 +132,9 @@ class Callers:
         self._pool = Pool(Random(rng.getrandbits(32)))
         self.threads: list[threading.Thread] = []
 
+    @abstractmethod
     def kinds(self) -> list[Callable[[Random], Any]]:
         """One for each caller: what it does between two rests."""
-        raise NotImplementedError
 
     def start(self) -> None:
         """They wait until they are told to call."""

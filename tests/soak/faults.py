@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -188,17 +186,22 @@ class Injector:
         service.start()
 
     def _worker_stopped(self, service: Service) -> None:
-        self._stop_for_a_while(self._rng.choice(_workers(service)))
+        before = len(service.live.log_lines("worker_serving"))
+        try:
+            self._stop_for_a_while(self._rng.choice(_workers(service)))
+        except psutil.NoSuchProcess:
+            # One that stands still for long is replaced.
+            poll(lambda: len(service.live.log_lines("worker_serving")) > before, "worker in its place", START_SECONDS)
 
     def _server_stopped(self, service: Service) -> None:
         self._stop_for_a_while(psutil.Process(service.live.process.pid))
 
     def _stop_for_a_while(self, process: psutil.Process) -> None:
-        os.kill(process.pid, signal.SIGSTOP)
+        process.suspend()
         try:
             self._last(1, 12)
         finally:
-            os.kill(process.pid, signal.SIGCONT)
+            process.resume()
 
     def _connections_cut(self, service: Service) -> None:
         service.wire.cut(self._rng.choice(list(Ending)))

@@ -9,6 +9,7 @@ from benchmarks.page import machine
 from benchmarks.table import markdown
 from soak import verdict
 from soak.campaign import Plan, Told
+from soak.faults import KINDS
 from soak.records import Record
 
 
@@ -66,10 +67,12 @@ def tables(kept: dict[str, Any]) -> str:
     """The report as the page shows it."""
     calls, checked, faults = (sum(kept[what].values()) for what in ("calls", "checked", "faults"))
     found = "nothing" if not kept["findings"] else f"{len(kept['findings'])} findings"
+    missing = [kind for kind in KINDS if kind not in kept["faults"]]
+    never = f" (never: {', '.join(missing)})" if missing else ""
     return "\n\n".join(
         (
             f"{kept['machine']} {kept['minutes']:g} minutes, seed {kept['seed']}, {kept['cores']:.2f} of a core for"
-            f" everything together: {calls:,} calls, {checked:,} answers checked, {faults} faults."
+            f" everything together: {calls:,} calls, {checked:,} answers checked, {faults} faults{never}."
             f" Found: {found}. Verdict: {kept['verdict']}.",
             _of_callers(kept),
             _of_faults(kept),

@@ -30,7 +30,7 @@ _FLAGS = (
     "--drain-seconds", str(DRAIN_SECONDS),
 )  # fmt: skip
 # Said of what was done to it, and not of itself.
-_EXPECTED_ERRORS = {"worker_died", "certificate_unusable"}
+_EXPECTED_ERRORS = {"worker_died", "worker_stuck", "certificate_unusable"}
 # What gRPC logs of bytes that are no text, of which the garbage has some, and of callers who are gone.
 _OF_GRPC = ("UnicodeDecodeError", "ExecuteBatchError")
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +17,11 @@ from live_server import poll
 from pkpo_client import DeadlineExceeded, LocalClient, MaxAtK, Unavailable
 from soak import ledger, questions, verdict
 from soak.campaign import Campaign, Plan, Told
-from soak.faults import KINDS, Fault
+from soak.faults import KINDS, Fault, Injector
 from soak.ledger import Failure, Ledger
 from soak.records import Record, Sample, slope
 from soak.report import report, tables
-from soak.services import is_fault
+from soak.services import PLAIN, Identity, Service, is_fault
 from soak.verdict import Bounds, Rest
 
 # What takes no time to recover from.
@@ -57,7 +58,9 @@ def test_a_slice_finds_nothing() -> None:
     kept = report(plan(), told)
     assert kept["verdict"] == "pass"
     assert {record["role"] for record in kept["records"]} >= {"guarded server", "plain worker", "waiting callers"}
-    assert "guarded server" in with_table("<!-- soak -->\n<!-- end of soak -->", "soak", tables(kept))
+    page = with_table("<!-- soak -->\n<!-- end of soak -->", "soak", tables(kept))
+    assert "guarded server" in page
+    assert "(never: worker killed, " in page, "a slice has few kinds of faults"
 
 
 def test_a_server_that_is_wrong_is_found_to_be(tmp_path: Path) -> None:
@@ -70,6 +73,24 @@ def test_a_server_that_is_wrong_is_found_to_be(tmp_path: Path) -> None:
     assert "RuntimeError: out of order" in findings
     assert "counts an internal error" in findings
     assert "MiB; must be at most 350" in findings
+
+
+class Longest(Random):
+    """Whatever may last, lasts as long as it may."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+def test_a_worker_that_is_replaced_while_it_stands_still_has_recovered(tmp_path: Path) -> None:
+    with Service(PLAIN, tmp_path, "--workers", "2") as service:
+        faults = Injector({PLAIN: service}, Identity(tmp_path), Longest(1), ["worker stopped"], 1.0, lambda: None)
+        before = len(service.live.log_lines("worker_serving"))
+        faults._inject("worker stopped")
+        assert faults.findings == []
+        assert service.live.log_lines("worker_stuck")
+        assert len(service.live.log_lines("worker_serving")) > before
+    assert service.findings == []
 
 
 # --- of calls ---------------------------------------------------------------------------------------------------------

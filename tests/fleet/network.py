@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from live_server import poll
+
 _Value = TypeVar("_Value")
 _numbers = itertools.count()
 
@@ -67,9 +69,17 @@ class Host:
         """From now on nothing reaches it, and nobody is told."""
         _run("ip", "-n", self._switch, "link", "set", self._port, "down")
 
-    def run(self, *command: str) -> None:
-        """Runs a command there, to its end."""
-        _run(*self.within, *command)
+    def run(self, *command: str) -> str:
+        """What a command says that is run there, to its end."""
+        return _run(*self.within, *command)
+
+    def addresses_of(self, name: str) -> set[str]:
+        """What the network's name service answers there."""
+        try:
+            said = self.run("getent", "ahostsv4", name)
+        except OSError:
+            return set()
+        return {line.split()[0] for line in said.splitlines()}
 
     def visit(self, ask: Callable[[], _Value]) -> _Value:
         """What `ask` answers from there: a thread of this process goes, and opens its connections there."""
@@ -133,11 +143,13 @@ class Network:
         return Host(namespace, self._switch, number)
 
     def publish(self, name: str, hosts: Sequence[Host]) -> None:
-        """From now on `name` has these addresses, as that of a headless service has those of its ready pods."""
+        """From its return on `name` has these addresses, as that of a headless service has those of its ready pods."""
         self._addresses[name] = [host.address for host in hosts]
         lines = [f"{address} {each}\n" for each, some in self._addresses.items() for address in some]
         self._names.write_text("".join(lines))
         self._dns.send_signal(signal.SIGHUP)
+        expected = set(self._addresses[name])
+        poll(lambda: hosts[0].addresses_of(name) == expected, f"addresses of {name}")
 
 
 @contextmanager
@@ -160,7 +172,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait(30)
 
 
-def _run(*command: str) -> None:
+def _run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout

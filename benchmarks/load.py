@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from benchmarks.processes import Running, cpu_seconds
+from benchmarks.processes import Running, cpu_seconds, stolen_seconds
 from benchmarks.queues import Times
 from pkpo.v1 import reward_transform_pb2 as pb
 
@@ -176,6 +176,7 @@ class Watched:
         processor: (samples,) seconds that the server has used.
         loop: (samples,) of these, those of its first thread, which runs the event loop.
         caller: (samples,) seconds that the process of the callers has used.
+        stolen: (samples,) seconds of any processor that the host has kept for itself.
     """
 
     calls: Calls
@@ -184,6 +185,7 @@ class Watched:
     processor: Times
     loop: Times
     caller: Times
+    stolen: Times
 
     def used(self, series: Times, begin: float, end: float) -> float:
         """What a series of seconds grew by in this time."""
@@ -242,6 +244,7 @@ class Callers:
                     server.cpu_seconds(),
                     threads.get(server.process.pid, 0.0),
                     cpu_seconds(psutil.Process(self._process)),
+                    stolen_seconds(),
                 )
             )
         return Watched(self._pipe.recv(), *np.array(samples, dtype=float).T)

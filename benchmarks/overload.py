@@ -107,6 +107,7 @@ class Stage:
         loop: the share of that which its event loop used.
         resident_of_fifths: the most bytes that the server held in each fifth.
         caller: the share of a processor that the caller used.
+        stolen: the share of a processor that the host of a virtual machine kept for itself.
         late_p99: seconds from when a call was due until it was made.
     """
 
@@ -127,6 +128,7 @@ class Stage:
     loop: float
     resident_of_fifths: tuple[float, ...]
     caller: float
+    stolen: float
     late_p99: float
 
     @classmethod
@@ -159,6 +161,7 @@ class Stage:
             seen.used(seen.loop, begin, end) / busy if busy else 0.0,
             tuple(seen.largest(*fifth) for fifth in fifths),
             seen.used(seen.caller, begin, end) / seconds,
+            seen.used(seen.stolen, begin, end) / seconds,
             float(np.percentile(calls.late, 99)) if len(calls) else float("nan"),
         )
 
@@ -401,6 +404,9 @@ def bars(seen: Figures) -> Iterator[Result]:
         _against(flood.late_p99, seen.normal.p99, (flood.late_p99,)),
         f"{flood.late_p99 * 1e3:.1f} ms; the callers' processor {flood.caller:.0%} busy",
     )
+    yield Result(
+        Bar("what the host of this virtual machine kept for itself meanwhile", "a processor", 0.01), _one(flood.stolen)
+    )
     stages = (*seen.capacity, seen.normal, flood, seen.after, *seen.small)
     stages += tuple(stage for each in seen.tenancies for stage in (each.alone, each.beside, each.flood))
     calls = round(sum(stage.calls * stage.seconds for stage in stages))
@@ -516,6 +522,7 @@ HEADER = (
     "server busy",
     "of that its event loop",
     "caller busy",
+    "host took",
     "calls late, p99, ms",
 )
 
@@ -535,5 +542,6 @@ def _row(stage: Stage) -> tuple[str, ...]:
         f"{stage.busy:.0%}",
         f"{stage.loop:.0%}",
         f"{stage.caller:.0%}",
+        f"{stage.stolen:.1%}",
         f"{stage.late_p99 * 1e3:.2g}",
     )

@@ -40,6 +40,11 @@ def cpu_seconds(process: psutil.Process) -> float:
     return time.clock_gettime(~process.pid << 3 | 2)
 
 
+def stolen_seconds() -> float:
+    """What the host of this virtual machine has kept from its processors so far; 0 where it does not say."""
+    return float(getattr(psutil.cpu_times(), "steal", 0.0))
+
+
 @contextmanager
 def pkpo_server(*flags: str) -> Iterator[Running]:
     """A real server, from SERVING to its end."""

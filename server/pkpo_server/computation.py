@@ -42,9 +42,9 @@ TIDYING_SECONDS = 1.0
 
 # Tenants that ask for much less than another may wait so many times longer: it is not they who flood.
 LIGHT_TIMES = 4
-# Threads that compute are so much nicer than the event loop and gRPC's own. On a single processor, once the loop is late,
-# they would else leave it less than it takes to refuse what comes: with 5, which leaves it three quarters, a flood that
-# met a processor short by a tenth for a moment had refusals wait for seconds from then on.
+# Threads that compute are so much nicer than the event loop and gRPC's own. On a single processor, once the loop is
+# late, they would else leave it less than it takes to refuse what comes: with 5, which leaves it three quarters, a
+# flood that met a processor short by a tenth for a moment had refusals wait for seconds from then on.
 NICER = 10
 # So many of those who seek room are looked at, since what is free may be too little for the first and not for the next.
 MOST_SEEKERS = 16

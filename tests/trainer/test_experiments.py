@@ -17,7 +17,7 @@ from live_server import LiveServer, poll
 from pkpo_client import DeadlineExceeded
 from trainer_example.configuration import Configuration
 from trainer_example.experiments import plan, results, work
-from trainer_example.experiments.__main__ import EX_TEMPFAIL, main
+from trainer_example.experiments.__main__ import EX_TEMPFAIL, PAGE, main
 from trainer_example.experiments.claims import BASE, CLAIMS, OPPOSITE, SHOWN, UNDECIDED, Claim, findings
 from trainer_example.experiments.lock import Locked, locked
 from trainer_example.experiments.page import BEGIN, END, METHODS, SUBJECTS, write_page
@@ -531,3 +531,15 @@ class TestPage:
     def test_the_command_writes_it_without_running_anything(self, tmp_path: Path) -> None:
         assert main(["--page-only", "--folder", str(tmp_path), "--page", str(tmp_path / "page.md")]) == 0
         assert "Not run." in (tmp_path / "page.md").read_text()
+
+    def test_the_one_in_the_documentation_is_of_the_results_beside_it(self, tmp_path: Path) -> None:
+        beside = PAGE.with_suffix("")
+        page = tmp_path / PAGE.name
+        page.write_text(PAGE.read_text())
+        assert main(["--page-only", "--folder", str(beside / "data"), "--page", str(page)]) == 0
+        assert page.read_text() == PAGE.read_text()
+        assert (tmp_path / beside.name / "runs.csv").read_text() == (beside / "runs.csv").read_text()
+        # How they are drawn is matplotlib's, and differs with its version.
+        assert {path.name for path in (tmp_path / beside.name).glob("*.svg")} == {
+            path.name for path in beside.glob("*.svg")
+        }

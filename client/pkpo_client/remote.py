@@ -252,7 +252,7 @@ class Remote(ABC):
         Args:
             window: of the stream; a batch is overdue.
             now: by its clock.
-            trouble: with the connection; None where there is none.
+            trouble: what is wrong with the connection, as far as gRPC says; None where nothing is.
 
         Returns:
             Whether the call is to be given up too, for nothing comes from it.
@@ -273,7 +273,7 @@ class Remote(ABC):
         return silent
 
     def _error(self, failure: Any, waited: float, trouble: str | None) -> PkpoError:
-        """The error of a call that gRPC says failed; `trouble` is with the connection, None where there is none."""
+        """The error of a call that gRPC says failed; `trouble` as in `_give_up_overdue`."""
         if failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED and trouble is not None:
             return status.unreachable(self.address, waited, trouble)
         return status.error_of_call(failure, self.address, waited)
@@ -295,7 +295,7 @@ class Remote(ABC):
         return None if isinstance(error, Unauthenticated) and self._endpoint.metadata != carried else error
 
     def _late(self, waited: float, trouble: str | None) -> PkpoError:
-        """The error of a batch whose time is up; `trouble` is with the connection, None where there is none."""
+        """The error of a batch whose time is up; `trouble` as in `_give_up_overdue`."""
         if trouble is None:
             return status.deadline_exceeded(self.address, waited)
         return status.unreachable(self.address, waited, trouble)

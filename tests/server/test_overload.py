@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -97,6 +99,23 @@ def test_what_is_refused_for_good_moves_no_bound() -> None:
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert refused
         assert 100 < sum(isinstance(outcome, Overloaded) for outcome in outcomes) < 400
+        computation.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
+def test_threads_that_compute_give_way_to_the_event_loop() -> None:
+    """By ten, which leaves them a tenth of a processor that is short: enough is left for refusals to come in time."""
+
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    async def run() -> None:
+        computation = Computation(1, most_bytes=2**20, most_rewards=2**20)
+        computing, hold = await computation.in_thread(Demand("a", "V", 1, 1, 1), Patience(None), niceness)
+        hold.end()
+        assert computing == min(niceness() + 10, 19), "19 is the nicest there is"
         computation.stop()
 
     asyncio.run(run())

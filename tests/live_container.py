@@ -70,6 +70,19 @@ class Store:
     def buildah(self, *arguments: str | Path) -> str:
         return run("buildah", *self._options, *arguments).strip()
 
+    def build(self, *arguments: str | Path) -> None:
+        """Like `buildah bud`, and again where buildah could not make the sealed copy of itself that it runs steps by.
+
+        The kernel refuses the seal while anything holds a page of the copy, as it does itself when it moves pages.
+        """
+        for last in (False, False, True):
+            try:
+                self.buildah("bud", *arguments)
+                return
+            except RuntimeError as error:
+                if last or "sealing memfd copy: Device or resource busy" not in str(error):
+                    raise
+
     def remove(self) -> None:
         self.buildah("rm", "--all")
         shutil.rmtree(self._folder)
@@ -154,7 +167,7 @@ class LiveImage:
             options += ["--build-arg", f"{name}={value}"]
         if self._target:
             options += ["--target", self._target]
-        self._store.buildah("bud", *options, "--file", ROOT / "deploy/Dockerfile", "--tag", "pkpo", ROOT)
+        self._store.build(*options, "--file", ROOT / "deploy/Dockerfile", "--tag", "pkpo", ROOT)
         container = self._store.buildah("from", "--pull-never", "pkpo")
         self.root = Path(self._store.buildah("mount", container))
         return self

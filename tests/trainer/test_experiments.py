@@ -34,7 +34,7 @@ from trainer_example.experiments.plan import (
     K,
     Run,
 )
-from trainer_example.experiments.provenance import PROVENANCE, provenance
+from trainer_example.experiments.provenance import PROVENANCE, SHOWING, SOURCES, provenance
 from trainer_example.experiments.results import SOLVED, Result
 from trainer_example.experiments.statistics import Mean, holm
 from trainer_example.metrics import METRICS_FILE
@@ -66,10 +66,14 @@ class TestPlan:
         assert {name for name in one if one[name] != other[name]} == {"task", "seed", "model_seed"}
         assert task_named(one["task"]).train != task_named(other["task"]).train
 
-    def test_another_version_has_other_seeds(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        seeds = {run.options(switch=5)["seed"] for run in plan.runs_of(EXPERIMENTS)}
-        monkeypatch.setattr(plan, "VERSION", plan.VERSION + 1)
-        assert not seeds & {run.options(switch=5)["seed"] for run in plan.runs_of(EXPERIMENTS)}
+    def test_another_version_has_other_seeds_and_keys(self) -> None:
+        for experiment in EXPERIMENTS:
+            other = dataclasses.replace(experiment, version=experiment.version + 1)
+            runs = experiment.runs(), other.runs()
+            seeds, others = ({run.options(switch=5)["seed"] for run in of} for of in runs)
+            assert not seeds & others
+            keys, others = ({run.key(switch=5) for run in of} for of in runs)
+            assert not keys & others
 
     def test_methods_of_a_seed_differ_in_the_method_alone(self) -> None:
         for experiment in EXPERIMENTS:
@@ -370,6 +374,16 @@ def test_other_sources_have_another_provenance(tmp_path: Path) -> None:
     assert len({of["trainer"] for of in (before, changed, provenance(tmp_path))}) == 3
 
 
+def test_how_results_are_shown_does_not_change_what_they_are_of(tmp_path: Path) -> None:
+    assert all((SOURCES / name).exists() for name in SHOWING)
+    before = provenance(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "page.py").write_text("1")
+    assert before == provenance(tmp_path)
+    (tmp_path / "experiments" / "work.py").write_text("1")
+    assert before != provenance(tmp_path)
+
+
 def timeless(result: Result) -> dict[str, Any]:
     return {name: value for name, value in vars(result).items() if name != "seconds"}
 
@@ -476,6 +490,14 @@ class TestPage:
         text = page.read_text()
         assert "All but some are of one version of the code, trainer abc, torch 2." in text
         assert "of trainer xyz: ambiguous k = 2 seed 3." in text
+
+    def test_versions_of_the_code_are_told_task_by_task_where_that_is_all(self, folder: Path) -> None:
+        run = Run(HARD, "k = 2", 3)
+        other = dataclasses.replace(made(run.label, run.seed, 0.4), provenance={"trainer": "xyz"})
+        results.save_result(other, results.result_path(folder, run.key()))
+        write_page(EXPERIMENTS, folder, folder / "page.md")
+        said = "all of one version of the code: ambiguous of trainer abc, torch 2; hard of trainer xyz."
+        assert said in (folder / "page.md").read_text()
 
     def test_columns_and_steps_of_k_are_counted_seed_by_seed(self, tmp_path: Path) -> None:
         """In the first seed every figure rises with k; in the second k = 1 has the most of everything."""

@@ -35,8 +35,8 @@ class TestRules:
             "-1": (0, 1, 2, 8),
             "+5": (6, 7, 8, 4),
             "9-x": (8, 7, 6, 0),
-            "reverse, +1": (0, 4, 3, 2),
             "swap pairs, 9-x": (7, 8, 0, 6),
+            "swap pairs, +5": (7, 6, 4, 8),
         }
 
     @pytest.mark.parametrize("hard", [False, True])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 from trainer_example.experiments.claims import CLAIMS, OPPOSITE, SHOWN, UNDECIDED, Claim, Finding, findings
@@ -118,15 +118,20 @@ def _methods() -> str:
 def _provenance(results: Mapping[str, Sequence[Result]]) -> str:
     """Whether all runs are of the same code, and which are not."""
     by_code: dict[str, list[str]] = {}
+    tasks: dict[str, dict[str, None]] = {}
     for name, of in results.items():
         for result in of:
             code = ", ".join(f"{what} {version}" for what, version in result.provenance.items())
             by_code.setdefault(code, []).append(f"{name} {result.label} seed {result.seed}")
+            tasks.setdefault(code, {})[name] = None
     if not by_code:
         return ""
     most, *others = sorted(by_code, key=lambda code: -len(by_code[code]))
     if not others:
         return f"All are of one version of the code: {most}."
+    if sum(map(len, tasks.values())) == len({*chain(*tasks.values())}):
+        versions = "; ".join(f"{', '.join(tasks[code])} of {code}" for code in (most, *others))
+        return f"The runs of a task are all of one version of the code: {versions}."
     exceptions = "; ".join(f"of {code}: {', '.join(by_code[code])}" for code in others)
     return f"All but some are of one version of the code, {most}. The exceptions, {exceptions}."
 

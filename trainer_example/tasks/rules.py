@@ -34,8 +34,8 @@ SIMPLE: dict[str, Rule] = {
     "9-x": lambda x: tuple(9 - d for d in x),
 }
 COMPOSED: dict[str, Rule] = {
-    "reverse, +1": lambda x: SIMPLE["+1"](SIMPLE["reverse"](x)),
     "swap pairs, 9-x": lambda x: SIMPLE["9-x"](SIMPLE["swap pairs"](x)),
+    "swap pairs, +5": lambda x: SIMPLE["+5"](SIMPLE["swap pairs"](x)),
 }
 RULES = SIMPLE | COMPOSED
 NAMES = list(RULES)
@@ -44,7 +44,7 @@ HINTS = string.ascii_lowercase[:16]
 AMBIGUOUS_CHANCES = (0.40, 0.22, 0.14, 0.10, 0.08, 0.06)
 UNLIKELY = 0.1  # of a simple rule that a class does not draw from, among its demonstrations; of one it does, 1
 HARD_CHANCES = (0.2, 0.8)
-WRONG_DIGITS = 0.45  # the share of random digits in the demonstration of a composition
+WRONG_DIGITS = 0.65  # the share of random digits in the demonstration of a composition
 
 
 class Rules(Task):

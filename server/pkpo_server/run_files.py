@@ -15,6 +15,7 @@ import mmap
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -222,18 +223,23 @@ class CounterFile(MmapedDict):
 
 
 def _has_room(path: str) -> bool:
-    """Whether there is room for the beginning of a file of counters; if so, it is there."""
-    with open(path, "ab") as file:
-        new = not file.tell()
-        try:
+    """Whether there is room for the beginning of a file of counters; if so, it is there.
+
+    It is made under another name: who sums the files may read them at any moment, and cannot read an empty one.
+    """
+    if os.path.exists(path):
+        return True
+    fresh = f"{path}.new"
+    try:
+        with open(fresh, "wb") as file:
             os.posix_fallocate(file.fileno(), 0, mmap.PAGESIZE)
-            if new:
-                file.truncate(_FIRST_BYTES)
-        except OSError as error:
-            _log.warning("counters are not shown: %s: %s", error.strerror, path)
-            if new:
-                os.unlink(path)  # who sums them cannot read an empty one
-            return False
+            file.truncate(_FIRST_BYTES)
+        os.rename(fresh, path)
+    except OSError as error:
+        _log.warning("counters are not shown: %s: %s", error.strerror, path)
+        with suppress(FileNotFoundError):
+            os.unlink(fresh)
+        return False
     return True
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import grpc
 import pytest
-from prometheus_client import CollectorRegistry, Counter, values
+from prometheus_client import CollectorRegistry, Counter, generate_latest, values
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from live_server import LiveServer, poll
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
-from pkpo_server.run_files import RunFile, RunFiles
+from pkpo_server.run_files import CounterFile, RunFile, RunFiles
 from pkpo_server.runs import NO_RUN, OTHER_RUN, Runs
 from said import Said
 
@@ -199,6 +200,28 @@ def test_what_has_no_run_is_kept_by_the_library(started: Callable[[int], Worker]
     worker.unnamed.inc()
     assert worker.file.runs() == set()
     assert isinstance(worker.unnamed._value, values.MutexValue)
+
+
+def test_files_of_counters_can_be_read_while_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics may be asked for at any moment; of an empty file nothing could be said."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(tmp_path))  # type: ignore[no-untyped-call]
+    registry.register(RunFiles(tmp_path))
+    allocate, asked = os.posix_fallocate, 0
+
+    def allocate_and_ask(file: int, start: int, length: int) -> None:
+        nonlocal asked
+        assert generate_latest(registry) == b""
+        allocate(file, start, length)
+        assert generate_latest(registry) == b""
+        asked += 1
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate_and_ask)
+    CounterFile(str(tmp_path / "counter_0.db")).close()  # type: ignore[no-untyped-call]
+    RunFile(tmp_path, 0).close()
+    assert asked == 2
+    assert generate_latest(registry) == b""
+    assert {path.name for path in tmp_path.iterdir()} == {"counter_0.db", "0.runs"}
 
 
 def request(run_id: str) -> pb.TransformRequest:

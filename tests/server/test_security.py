@@ -394,12 +394,14 @@ def test_a_stranger_s_message_is_not_read(guarded: tuple[LiveServer, Path]) -> N
     watching = threading.Thread(target=watch)
     watching.start()
     options = [("grpc.max_send_message_length", -1)]
-    with grpc.insecure_channel(server.address, options=options) as open_channel:
-        call: Any = open_channel.unary_unary("/pkpo.v1.RewardTransformService/Transform")
-        futures = [call.future(bytes(30 * 2**20), timeout=60) for _ in range(8)]
-        assert {future.code() for future in futures} == {grpc.StatusCode.UNAUTHENTICATED}
-    over.set()
-    watching.join()
+    try:
+        with grpc.insecure_channel(server.address, options=options) as open_channel:
+            call: Any = open_channel.unary_unary("/pkpo.v1.RewardTransformService/Transform")
+            futures = [call.future(bytes(30 * 2**20), timeout=60) for _ in range(8)]
+            assert {future.code() for future in futures} == {grpc.StatusCode.UNAUTHENTICATED}
+    finally:
+        over.set()
+        watching.join()
     assert most[0] - before < 120 * 2**20  # of 240; read, they would take 450
 
 

@@ -156,14 +156,16 @@ def test_calls_go_on_while_a_worker_is_killed(pair: LiveServer) -> None:
 
     thread = threading.Thread(target=call)
     thread.start()
-    poll(lambda: answered > 20, "answers")
-    os.kill(victim, signal.SIGKILL)
-    poll(lambda: pair.log_lines("worker_died"), "news of the death")
-    poll(lambda: pair.metrics()["pkpo_workers"] == 2, "replacement", 60)
-    so_far = answered
-    poll(lambda: answered > so_far + 20, "answers")
-    over.set()
-    thread.join()
+    try:
+        poll(lambda: answered > 20, "answers")
+        os.kill(victim, signal.SIGKILL)
+        poll(lambda: pair.log_lines("worker_died"), "news of the death")
+        poll(lambda: pair.metrics()["pkpo_workers"] == 2, "replacement", 60)
+        so_far = answered
+        poll(lambda: answered > so_far + 20, "answers")
+    finally:
+        over.set()
+        thread.join()
     assert set(failures) <= {grpc.StatusCode.UNAVAILABLE}
     # The call that was under way, and those that came in while the system took the process apart.
     assert len(failures) <= 3

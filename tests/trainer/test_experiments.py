@@ -58,6 +58,7 @@ TINY = dataclasses.replace(
     methods={"k = 8": "k:8", ANNEALED: AT_SWITCH},
     seeds=1,
 )
+FIVE_SEEDS = [dataclasses.replace(experiment, seeds=5) for experiment in EXPERIMENTS]
 
 
 class TestPlan:
@@ -109,11 +110,11 @@ class TestPlan:
         assert all({*claim.more, *claim.less} == {*BY_K} for claim in of_digits.values())
 
     def test_three_seeds_of_k_then_of_the_other_methods_then_further_seeds(self) -> None:
-        runs = plan.runs_of(EXPERIMENTS)
+        runs = plan.runs_of(FIVE_SEEDS)
         stages = [1 + (run.label not in BY_K) if run.seed <= 3 else 3 for run in runs]
         assert stages == sorted(stages)
         assert stages.count(1) == 3 * sum(len({*e.methods} & {*BY_K}) for e in EXPERIMENTS)
-        assert len(runs) == sum(len(e.methods) * e.seeds for e in EXPERIMENTS)
+        assert len(runs) == 5 * sum(len(e.methods) for e in EXPERIMENTS)
 
 
 class TestSplits:
@@ -438,7 +439,7 @@ class TestPage:
     @pytest.fixture
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """Results of the ambiguous task: k = 8 is always a little better than k = 1, and than the base."""
-        for run in AMBIGUOUS.runs():
+        for run in FIVE_SEEDS[0].runs():
             if run.label in ("k = 1", "k = 2", "k = 8", ANNEALED):
                 value = 0.3 + (0.2 if run.label == "k = 8" else 0.0) + run.seed / 100
                 results.save_result(made(run.label, run.seed, value), results.result_path(tmp_path, run.key(7)))
@@ -450,7 +451,7 @@ class TestPage:
     def test_tables_and_findings_say_what_the_results_do(self, folder: Path) -> None:
         page = folder / "page.md"
         page.write_text(f"# Before\n\n{BEGIN}\nstale\n{END}\n\n## After\n")
-        write_page(EXPERIMENTS, folder, page)
+        write_page(FIVE_SEEDS, folder, page)
         text = page.read_text()
         assert text.startswith("# Before\n")
         assert text.endswith(f"{END}\n\n## After\n")
@@ -478,7 +479,7 @@ class TestPage:
 
     def test_it_says_what_all_took_and_of_which_code_they_are(self, folder: Path) -> None:
         page = folder / "page.md"
-        write_page(EXPERIMENTS, folder, page)
+        write_page(FIVE_SEEDS, folder, page)
         text = page.read_text()
         assert "20 runs; 12,800 groups of rewards" in text
         assert "took 2.0 core-hours" in text
@@ -486,7 +487,7 @@ class TestPage:
         run = Run(AMBIGUOUS, "k = 2", 3)
         other = dataclasses.replace(made(run.label, run.seed, 0.4), provenance={"trainer": "xyz"})
         results.save_result(other, results.result_path(folder, run.key(7)))
-        write_page(EXPERIMENTS, folder, page)
+        write_page(FIVE_SEEDS, folder, page)
         text = page.read_text()
         assert "All but some are of one version of the code, trainer abc, torch 2." in text
         assert "of trainer xyz: ambiguous k = 2 seed 3." in text
@@ -495,7 +496,7 @@ class TestPage:
         run = Run(HARD, "k = 2", 3)
         other = dataclasses.replace(made(run.label, run.seed, 0.4), provenance={"trainer": "xyz"})
         results.save_result(other, results.result_path(folder, run.key()))
-        write_page(EXPERIMENTS, folder, folder / "page.md")
+        write_page(FIVE_SEEDS, folder, folder / "page.md")
         said = "all of one version of the code: ambiguous of trainer abc, torch 2; hard of trainer xyz."
         assert said in (folder / "page.md").read_text()
 
@@ -525,17 +526,17 @@ class TestPage:
 
     def test_pictures_are_there_and_the_same_again(self, folder: Path) -> None:
         page = folder / "page.md"
-        write_page(EXPERIMENTS, folder, page)
+        write_page(FIVE_SEEDS, folder, page)
         pictures = {path.name: path.read_bytes() for path in (folder / "page").glob("*.svg")}
         assert set(pictures) == {f"ambiguous_{shown}.svg" for shown in DRAWINGS}
         assert all(f"page/{name}" in page.read_text() for name in pictures)
         before = page.read_text()
-        write_page(EXPERIMENTS, folder, page)
+        write_page(FIVE_SEEDS, folder, page)
         assert page.read_text() == before
         assert {path.name: path.read_bytes() for path in (folder / "page").glob("*.svg")} == pictures
 
     def test_every_run_is_in_the_table_of_runs(self, folder: Path) -> None:
-        write_page(EXPERIMENTS, folder, folder / "page.md")
+        write_page(FIVE_SEEDS, folder, folder / "page.md")
         with (folder / "page" / "runs.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == 2 * 4 * 5  # before and after training
@@ -547,12 +548,24 @@ class TestPage:
         page = folder / "page.md"
         page.write_text("# Mine\n")
         with pytest.raises(ValueError, match="must have <!-- experiments -->"):
-            write_page(EXPERIMENTS, folder, page)
+            write_page(FIVE_SEEDS, folder, page)
         assert page.read_text() == "# Mine\n"
 
     def test_the_command_writes_it_without_running_anything(self, tmp_path: Path) -> None:
         assert main(["--page-only", "--folder", str(tmp_path), "--page", str(tmp_path / "page.md")]) == 0
         assert "Not run." in (tmp_path / "page.md").read_text()
+
+    def test_the_command_is_told_how_many_seeds(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for seed in (1, 4):
+            run = Run(AMBIGUOUS, "k = 8", seed)
+            results.save_result(made(run.label, seed, 0.5), results.result_path(tmp_path, run.key()))
+        told = ["--page-only", "--folder", str(tmp_path), "--page", str(tmp_path / "page.md")]
+        for seeds, runs in (([], "1 runs;"), (["--seeds", "4"], "2 runs;")):
+            assert main([*told, *seeds]) == 0
+            assert runs in (tmp_path / "page.md").read_text()
+        with pytest.raises(SystemExit):
+            main([*told, "--seeds", "0"])
+        assert "--seeds: 0; must be at least 1" in capsys.readouterr().err
 
     def test_the_one_in_the_documentation_is_of_the_results_beside_it(self, tmp_path: Path) -> None:
         beside = PAGE.with_suffix("")

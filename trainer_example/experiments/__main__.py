@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import signal
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from trainer_example.experiments.lock import Locked, locked
 from trainer_example.experiments.page import write_page
-from trainer_example.experiments.plan import EXPERIMENTS, Experiment, Run, quick, runs_of
+from trainer_example.experiments.plan import EXPERIMENTS, QUICK_SEEDS, SEEDS, Experiment, Run, quick, runs_of
 from trainer_example.experiments.results import Result, result_of
 from trainer_example.experiments.work import do_all
 from trainer_example.observed import running_server
@@ -25,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Does as the command line says, and returns the exit status."""
     options = _options(arguments)
     experiments = [quick(experiment) if options.quick else experiment for experiment in EXPERIMENTS]
+    if options.seeds is not None:
+        experiments = [dataclasses.replace(experiment, seeds=options.seeds) for experiment in experiments]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server ends too
     if not options.page_only:
         try:
@@ -48,8 +51,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     names = [experiment.name for experiment in EXPERIMENTS]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="few steps, two seeds: to see that everything works")
-    parser.add_argument("--seeds", type=int, metavar="N", help="only the first N seeds")
+    parser.add_argument("--quick", action="store_true", help="few steps: to see that everything works")
+    parser.add_argument("--seeds", type=int, metavar="N", help=f"of each run ({SEEDS}; with --quick {QUICK_SEEDS})")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="runs at a time, a core each (2)")
     parser.add_argument("--folder", type=Path, metavar="FOLDER", help=f"of results and warm starts ({FOLDER})")
     parser.add_argument("--page", type=Path, metavar="FILE", help="to write; default: docs/results.md")
@@ -58,6 +61,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     unknown = [name for name in options.names if name not in names]
     if unknown:
         parser.error(f"unknown experiment {unknown[0]!r}; must be of {', '.join(names)}")
+    if options.seeds is not None and options.seeds < 1:
+        parser.error(f"--seeds: {options.seeds}; must be at least 1")
     options.folder = options.folder or (FOLDER.with_name("experiments-quick") if options.quick else FOLDER)
     options.page = options.page or (options.folder / "results.md" if options.quick else PAGE)
     return options
@@ -65,7 +70,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def _run(experiments: list[Experiment], options: argparse.Namespace) -> None:
     chosen = [experiment for experiment in experiments if not options.names or experiment.name in options.names]
-    runs = [run for run in runs_of(chosen) if options.seeds is None or run.seed <= options.seeds]
+    runs = runs_of(chosen)
     left = sum(result_of(run, options.folder) is None for run in runs)
     print(f"{left} of {len(runs)} runs are to be done; results go to {options.folder}", flush=True)
     if not left:

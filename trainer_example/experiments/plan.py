@@ -24,7 +24,8 @@ ANALYTIC = {f"Pass@k analytic, k = {k}": f"passk_analytic:{k}" for k in (8, 1)}
 EXPLORING = "k = 8"
 ANNEALED = "8, then 1"
 AT_SWITCH = "k:8@0,1@{switch}"
-FIRST_SEEDS = 3  # of everything, before any more of them
+SEEDS = 3  # of everything, before any more of them
+QUICK_SEEDS = 2
 COMMON = {
     "samples_per_prompt": 16,
     "prompts_per_step": 64,
@@ -46,8 +47,8 @@ class Experiment:
         task: of the trainer, without its seed.
         options: of the trainer.
         methods: of the trainer, by what tables call them.
-        seeds: how many.
         measure: what the tables show: "pass" (all right or not), or "max" (the reward).
+        seeds: how many.
         version: of how its runs are made and of what a result of them holds. No version's claims are tried on the
             seeds that another's were seen on.
     """
@@ -58,8 +59,8 @@ class Experiment:
     task: str
     options: Mapping[str, Any]
     methods: Mapping[str, str]
-    seeds: int
     measure: str = "pass"
+    seeds: int = SEEDS
     version: int = 2
 
     def runs(self) -> list[Run]:
@@ -123,7 +124,6 @@ AMBIGUOUS = Experiment(
         "Pass@k full, k = 8": "passk_full:8",
         ANNEALED: AT_SWITCH,
     },
-    5,
 )
 HARD_ENTROPY = ("entropy 0.01", "entropy 0.05", "entropy 0.1")
 HARD = Experiment(
@@ -135,7 +135,6 @@ HARD = Experiment(
     "rules:hard=true",
     {"steps": 2000, "learning_rate": 5e-4, "evaluate_every": 200},
     {**BY_K, **{label: ENTROPY[label] for label in HARD_ENTROPY}, **ANALYTIC, ANNEALED: AT_SWITCH},
-    6,
     version=3,
 )
 DIGITS = Experiment(
@@ -146,7 +145,6 @@ DIGITS = Experiment(
     "rules:continuous=true,slips=0.25",
     {"steps": 600, "learning_rate": 2e-4, "evaluate_every": 100},
     dict(BY_K),
-    5,
     "max",
 )
 FOG = Experiment(
@@ -158,7 +156,6 @@ FOG = Experiment(
     "fog",
     {"steps": 400, "learning_rate": 5e-4, "evaluate_every": 50},
     dict(BY_K),
-    5,
 )
 SUMS = Experiment(
     "sums",
@@ -170,22 +167,21 @@ SUMS = Experiment(
     "max_new_tokens=5,warm_start_steps=150,test_prompts=1000",
     {"model": "small-gemma2", "steps": 500, "learning_rate": 1e-4, "warmup_steps": 20, "evaluate_every": 100},
     {"k = 1": "k:1", "k = 8": "k:8"},
-    4,
 )
 EXPERIMENTS = (AMBIGUOUS, HARD, DIGITS, FOG, SUMS)
 
 
 def quick(experiment: Experiment) -> Experiment:
-    """The same with few steps and two seeds: to see that everything works, not what comes out."""
+    """The same with few steps and seeds: to see that everything works, not what comes out."""
     options = {"steps": 40, "evaluate_every": 20, "evaluation_prompts": 100, "warm_start_steps": 100}
-    return dataclasses.replace(experiment, options={**experiment.options, **options}, seeds=2)
+    return dataclasses.replace(experiment, options={**experiment.options, **options}, seeds=QUICK_SEEDS)
 
 
 def runs_of(experiments: Sequence[Experiment]) -> list[Run]:
     """All runs: the first seeds of every comparison of k, those of the other methods, and then all further seeds."""
     runs = [run for experiment in experiments for run in experiment.runs()]
     return [
-        *(run for run in runs if run.seed <= FIRST_SEEDS and run.label in BY_K),
-        *(run for run in runs if run.seed <= FIRST_SEEDS and run.label not in BY_K),
-        *(run for run in runs if run.seed > FIRST_SEEDS),
+        *(run for run in runs if run.seed <= SEEDS and run.label in BY_K),
+        *(run for run in runs if run.seed <= SEEDS and run.label not in BY_K),
+        *(run for run in runs if run.seed > SEEDS),
     ]

@@ -56,12 +56,15 @@ def run_python(source: str, namespace: dict[str, Any], server: LiveServer) -> st
     return printed.getvalue()
 
 
+# Of make: what made the environment of these tests, and what writes down what `make bench` measures.
+RUN_OTHERWISE = ("setup", "performance")
+
+
 def run_command(command: str, server: LiveServer) -> str:
     program, *arguments = shlex.split(command)
     if program == "make":
-        assert arguments[0] == "setup" or re.search(
-            f"(make|kept) {arguments[0]}\\b", (ROOT / ".ci" / "run").read_text()
-        )
+        gate = re.sub("#.*", "", (ROOT / ".ci" / "run").read_text())
+        assert arguments[0] in RUN_OTHERWISE or re.search(rf"(make|kept) {arguments[0]}(?![\w-])", gate)
         return ""
     if (program, *arguments[:1]) == ("pip", "install"):
         extras = set(re.findall(r"\[([\w,]+)\]", command))

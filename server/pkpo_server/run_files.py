@@ -15,7 +15,6 @@ import mmap
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -230,16 +229,15 @@ def _has_room(path: str) -> bool:
     if os.path.exists(path):
         return True
     fresh = f"{path}.new"
-    try:
-        with open(fresh, "wb") as file:
+    with open(fresh, "wb") as file:
+        try:
             os.posix_fallocate(file.fileno(), 0, mmap.PAGESIZE)
             file.truncate(_FIRST_BYTES)
-        os.rename(fresh, path)
-    except OSError as error:
-        _log.warning("counters are not shown: %s: %s", error.strerror, path)
-        with suppress(FileNotFoundError):
+        except OSError as error:
+            _log.warning("counters are not shown: %s: %s", error.strerror, path)
             os.unlink(fresh)
-        return False
+            return False
+    os.rename(fresh, path)
     return True
 
 

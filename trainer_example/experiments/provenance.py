@@ -9,7 +9,8 @@ import torch
 import transformers
 
 SOURCES = Path(__file__).parents[1]
-SHOWING = {f"experiments/{name}.py" for name in ("claims", "page", "pictures", "statistics")}  # what results say
+# No result is made by them.
+SHOWING = {f"experiments/{name}.py" for name in ("claims", "page", "pictures", "statistics")}
 
 
 def provenance(sources: Path = SOURCES) -> dict[str, str]:

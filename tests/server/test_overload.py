@@ -164,7 +164,7 @@ def test_a_flood_is_refused_in_part_and_holds_nobody_else_up(single: LiveServer,
     for _ in range(100):
         calls.append(stub.Transform.future(long_request(2, "flood"), timeout=120))
         calls[-1].add_done_callback(noted("flood"))
-    poll(lambda: single.metrics()[WAITING] >= 5, "a queue")
+    poll(lambda: ended, "a first answer or refusal")
     calls.append(stub.Transform.future(long_request(2, "other"), timeout=120))
     calls[-1].add_done_callback(noted("other"))
     poll(lambda: len(ended) == len(calls), "an answer to each call")
@@ -196,8 +196,8 @@ def test_messages_of_a_stream_wait_instead(single: LiveServer, stub: Any) -> Non
 def test_a_caller_that_gave_up_waiting_takes_no_turn(single: LiveServer, stub: Any) -> None:
     first = stub.Transform.future(long_request(20), timeout=120)
     poll(lambda: single.metrics()[HELD] > 0, "work in the only thread")
-    others = [stub.Transform.future(long_request(20), timeout=120) for _ in range(5)]
-    poll(lambda: single.metrics()[WAITING] == 5, "a queue")
+    others = [stub.Transform.future(long_request(20), timeout=120) for _ in range(2)]
+    poll(lambda: single.metrics()[WAITING] == 2, "a queue")  # more may be refused, so soon after a flood
     for call in others:
         call.cancel()
     poll(lambda: single.metrics()[WAITING] == 0, "an empty queue")

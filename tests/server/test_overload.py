@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -104,7 +103,6 @@ def test_what_is_refused_for_good_moves_no_bound() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
 def test_threads_that_compute_give_way_to_the_event_loop() -> None:
     """By ten, which leaves them a tenth of a processor that is short: enough is left for refusals to come in time."""
 

@@ -117,22 +117,21 @@ def _methods() -> str:
 
 def _provenance(results: Mapping[str, Sequence[Result]]) -> str:
     """Whether all runs are of the same code, and which are not."""
-    by_code: dict[str, list[str]] = {}
-    tasks: dict[str, dict[str, None]] = {}
+    by_code: dict[str, dict[str, list[str]]] = {}
     for name, of in results.items():
         for result in of:
             code = ", ".join(f"{what} {version}" for what, version in result.provenance.items())
-            by_code.setdefault(code, []).append(f"{name} {result.label} seed {result.seed}")
-            tasks.setdefault(code, {})[name] = None
+            run = f"{name} {result.label} seed {result.seed}"
+            by_code.setdefault(code, {}).setdefault(name, []).append(run)
     if not by_code:
         return ""
-    most, *others = sorted(by_code, key=lambda code: -len(by_code[code]))
+    most, *others = sorted(by_code, key=lambda code: -sum(map(len, by_code[code].values())))
     if not others:
         return f"All are of one version of the code: {most}."
-    if sum(map(len, tasks.values())) == len({*chain(*tasks.values())}):
-        versions = "; ".join(f"{', '.join(tasks[code])} of {code}" for code in (most, *others))
+    if sum(map(len, by_code.values())) == sum(map(bool, results.values())):
+        versions = "; ".join(f"{', '.join(by_code[code])} of {code}" for code in (most, *others))
         return f"The runs of a task are all of one version of the code: {versions}."
-    exceptions = "; ".join(f"of {code}: {', '.join(by_code[code])}" for code in others)
+    exceptions = "; ".join(f"of {code}: {', '.join(chain(*by_code[code].values()))}" for code in others)
     return f"All but some are of one version of the code, {most}. The exceptions, {exceptions}."
 
 

@@ -26,7 +26,7 @@ serve: $(VENV)/test
 train: $(VENV)-trainer/installed
 	OMP_NUM_THREADS=1 $(VENV)-trainer/bin/python -m trainer_example.observed --run_dir $(RUN_DIR) $(FLAGS)
 
-# The papers' claims on a small Gemma-2, and docs/results.md: two hours; started again, it goes on. FLAGS=--quick only tries that everything works.
+# The papers' claims on a small Gemma-2, and docs/results.md: three hours; started again, it goes on. FLAGS=--quick only tries that everything works.
 experiments: $(VENV)-trainer/installed
 	OMP_NUM_THREADS=1 $(VENV)-trainer/bin/python -m trainer_example.experiments $(FLAGS)
 

@@ -19,7 +19,7 @@ from trainer_example.tasks import Task
 
 LEARNING_RATE = 2e-3
 BATCH = 256
-DEMONSTRATIONS = 2  # the version of what tasks demonstrate: a model that was taught by another is not taken
+DEMONSTRATIONS = 3  # the version of what tasks demonstrate: a model that was taught by another is not taken
 
 
 def warm_started(configuration: Configuration, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -510,7 +510,8 @@ class TestPage:
         write_page([experiment], tmp_path, tmp_path / "page.md")
         text = (tmp_path / "page.md").read_text()
         assert "max@1: 16, max@2: 16, max@4: 16, max@8: 16, max@16: 16." in text
-        assert "in 4 of 10 (C1)" in text
+        # Two of five are the k of the evaluation or next to it at the ends, three between.
+        assert "in 4 of 10 (C1); by chance it would be in 5.2." in text
         assert "entropy rises in 1 of 2 seeds, and what is solved in training in 1 (C2)" in text
 
     def test_every_seed_of_the_hard_set_is_there(self, tmp_path: Path) -> None:
@@ -523,6 +524,17 @@ class TestPage:
         assert "| k = 8, solved in training | 50.1 | 50.2 |" in text
         assert "| k = 1, pass@1 | 1.1 | 1.2 |" in text
         assert "k = 1 in 2 of 2 seeds, k = 8 in 0 of 2 seeds (C3)" in text
+
+    def test_what_is_shown_without_the_hard_set_is_counted_too(self, folder: Path) -> None:
+        for run in FIVE_SEEDS[1].runs():
+            if run.label in ("k = 1", "k = 8"):
+                results.save_result(made(run.label, run.seed, 0.5), results.result_path(folder, run.key()))
+        write_page(FIVE_SEEDS, folder, folder / "page.md")
+        text = (folder / "page.md").read_text()
+        base, c3 = ("\n".join(text.partition(f"### {number}: ")[2].splitlines()[:3]) for number in ("base", "C3"))
+        told = "Shown in 3 of 3, the opposite in 0, undecided in 0; 5 not run. Without the hard set: shown in 1 of 1."
+        assert told in base
+        assert "Without" not in c3, "there is nothing else"
 
     def test_pictures_are_there_and_the_same_again(self, folder: Path) -> None:
         page = folder / "page.md"

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainer_example.experiments.plan import ANNEALED, Experiment, K
+from trainer_example.experiments.plan import ANNEALED, EXPLORING, Experiment, K
 from trainer_example.experiments.results import SOLVED, Result
 
 matplotlib.use("Agg")
@@ -121,8 +121,13 @@ def _annealing(experiment: Experiment, by_label: Mapping[str, list[Result]]) -> 
     if not set(shown) <= by_label.keys():
         return None
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.2))
+    for axis in axes:
+        for result in by_label[ANNEALED]:
+            axis.axvline(result.annealed_at(), color=VERMILION, linewidth=0.8, linestyle=":")
     for label, colour in shown.items():
-        of, style = by_label[label], {"color": colour, "label": label}
+        # What is annealed is the same as k = 8 until then, and would hide it.
+        over = {"linestyle": "--", "zorder": 3} if label == EXPLORING else {}
+        of, style = by_label[label], {"color": colour, "label": label, **over}
         _along(axes[0], [result.training for result in of], SOLVED, 100, **style)
         _along(axes[1], [result.evaluations for result in of], "pass@1", 100, **style)
     axes[0].set(xlabel="step", ylabel="training prompts solved so far, %", ylim=(0, None))

@@ -162,11 +162,13 @@ SUMS = Experiment(
     "A task of reasoning-gym",
     "`chain_sum` of reasoning-gym, two numbers of two digits, with its own questions and its own scorer; a Gemma-2 "
     "of four layers and width 128 after a short warm start. The scorer gives part marks: training sees them, and "
-    "pass@k counts full marks only.",
+    "pass@k counts full marks only. The prompts are drawn from the 16,200 such questions: some of training come "
+    "twice, and of a held-out sum the one with its numbers the other way round may be in training.",
     "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=2,max_digits=2,"
     "max_new_tokens=5,warm_start_steps=150,test_prompts=1000",
     {"model": "small-gemma2", "steps": 500, "learning_rate": 1e-4, "warmup_steps": 20, "evaluate_every": 100},
     {"k = 1": "k:1", "k = 8": "k:8"},
+    version=3,
 )
 EXPERIMENTS = (AMBIGUOUS, HARD, DIGITS, FOG, SUMS)
 

@@ -64,6 +64,10 @@ class Result:
         half = next(record for record in self.training if record["step"] >= last["step"] / 2)
         return last[SOLVED] < UNSOLVED and last[SOLVED] - half[SOLVED] < STALLED
 
+    def annealed_at(self) -> int:
+        """The step at which k became what it was at the end, for the result of a method with a schedule."""
+        return int(str(self.options["method"]).rpartition("@")[2])
+
     def switch(self) -> int:
         """The step after which this run solved only the last 2 % of the training prompts that it did solve."""
         last = self.training[-1]

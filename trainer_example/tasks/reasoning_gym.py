@@ -19,7 +19,8 @@ class ReasoningGym(Task):
 
     Args:
         generator: its name, as "chain_sum", "countdown", "maze".
-        seed: of the generator.
+        seed: of the problems. Generators count up from theirs, one for each problem, so that of two seeds side by side
+            they would make the same problems but one: they get one that is drawn from this one.
         train_prompts: how many to train on.
         test_prompts: how many to draw to test on; each counts once, and not if it is also among the first.
         max_new_tokens: how long an answer may get, in tokens.
@@ -43,7 +44,7 @@ class ReasoningGym(Task):
         self.warm_start_steps = warm_start_steps
         self._name, self._options, self._instruct = generator, options, instruct
         self._generator = reasoning_gym.create_dataset(
-            generator, seed=seed, size=train_prompts + test_prompts, **options
+            generator, seed=_drawn_seed(np.random.default_rng(seed)), size=train_prompts + test_prompts, **options
         )
         problems = [self._problem(entry) for entry in self._generator]
         self.train = problems[:train_prompts]
@@ -73,14 +74,16 @@ class ReasoningGym(Task):
 
     def _drawn(self, generator: np.random.Generator, count: int) -> list[tuple[str, str]]:
         """Demonstrations, fewer by those whose prompt is held out."""
-        entries = reasoning_gym.create_dataset(
-            self._name, seed=int(generator.integers(2**31)), size=count, **self._options
-        )
+        entries = reasoning_gym.create_dataset(self._name, seed=_drawn_seed(generator), size=count, **self._options)
         if any(entry["answer"] is None for entry in entries):
             raise ValueError(f"warm_start_steps: must be 0: {self._name} of reasoning-gym says no answers")
         answer = "<answer>{}</answer>" if self._instruct else "{}"
         drawn = [(self._problem(entry).prompt, answer.format(entry["answer"])) for entry in entries]
         return [(prompt, said) for prompt, said in drawn if prompt not in self.held_out]
+
+
+def _drawn_seed(generator: np.random.Generator) -> int:
+    return int(generator.integers(2**31))
 
 
 def _common_ends(prompts: Sequence[str]) -> list[str]:

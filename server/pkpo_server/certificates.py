@@ -27,6 +27,8 @@ LOOKING_SECONDS = 60.0
 # How often files that cannot be used are tried again while they are the same: whoever opens connections has them looked
 # at as often as they like.
 TRYING_SECONDS = 1.0
+# Of files that are replaced while they are read.
+MOST_READINGS = 3
 SERVER, CLIENT_CA = "server", "client_ca"
 _CERTIFICATE, _PRIVATE_KEY = "certificate", "private key"
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
@@ -142,6 +144,20 @@ class Certificates:
         return tuple(signature(path) for path in self._paths)
 
     def _read(self, *, explained: bool = True) -> _Identity:
+        """What the files hold, of one time: they are replaced together, and read one by one."""
+        for _ in range(MOST_READINGS):
+            before = self._signature()
+            try:
+                identity = self._read_once(explained=explained)
+            except UnusableCertificate:
+                if self._signature() == before:
+                    raise
+            else:
+                if self._signature() == before:
+                    return identity
+        return self._read_once(explained=explained)
+
+    def _read_once(self, *, explained: bool) -> _Identity:
         chain = _content("tls_certificate", self._certificate, _CERTIFICATE)
         key = _content("tls_key", self._key, _PRIVATE_KEY)
         own, *_ = _parsed("tls_certificate", self._certificate, chain)

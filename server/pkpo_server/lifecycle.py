@@ -15,7 +15,6 @@ from typing import Any
 
 import grpc
 from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numba.core.event import Listener, install_listener
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 
@@ -37,7 +36,7 @@ from pkpo_server.certificates import Certificates, UnusableCertificate
 from pkpo_server.codec import Limits
 from pkpo_server.computation import Computation, default_threads
 from pkpo_server.exchange import Means
-from pkpo_server.health import Health
+from pkpo_server.health import HEALTH_SERVICE, Health
 from pkpo_server.logs import BoundedLog, Log
 from pkpo_server.memory import Ceiling, default_ceiling
 from pkpo_server.metrics import CERTIFICATE, TOKENS, Levels, Metrics
@@ -47,8 +46,6 @@ from pkpo_server.runs import Runs
 from pkpo_server.servicer import SERVICE, RewardTransformServicer, warm_up
 from pkpo_server.settings import Settings
 from pkpo_server.tokens import Tokens, UnusableTokens
-
-HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 # Our client pings every 20 s while calls are under way; the library's default would hang up on it as an abuser.
 LEAST_PING_INTERVAL_MS = 10_000
@@ -165,7 +162,7 @@ class Server:
         self._means.metrics.watch_runs()
         self._watch_certificates()
         self._watch_tokens()
-        health = Health([SERVICE])
+        health = Health([SERVICE], self._ceiling)
         server = self._grpc_server(health)
         probed = None if self._place.health_address is None else self._health_server(health)
         connections = allowance.Connections(self._log)
@@ -200,8 +197,7 @@ class Server:
 
     def _grpc_server(self, health: Health) -> aio.Server:
         server = aio.server(options=_options(self._settings, self._place.shared))
-        server.add_generic_rpc_handlers((self._servicer.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        server.add_generic_rpc_handlers((self._servicer.handler(), health.handler()))
         # It has no place for tokens; who needs one has the .proto.
         if self._settings.reflection and self._settings.tokens is None:
             from grpc_reflection.v1alpha import reflection
@@ -215,7 +211,7 @@ class Server:
             "grpc.max_allowed_incoming_connections": allowance.PROBING_CONNECTIONS,
         }
         server = aio.server(options=tuple(options.items()))
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        server.add_generic_rpc_handlers((health.handler(),))
         return server
 
     async def _started(self, server: aio.Server, probed: aio.Server | None) -> str:

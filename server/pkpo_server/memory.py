@@ -52,7 +52,9 @@ def give_back() -> None:
 
 
 # How large the process is costs about 10 us to ask. Meanwhile a fast network brings some tens of megabytes.
-_LOOKING_SECONDS = 0.02
+LOOKING_SECONDS = 0.02
+# How often what is free is given back, to see whether it is only that.
+_TIDYING_SECONDS = 1.0
 _SHARE = 0.8
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
@@ -69,7 +71,7 @@ class Ceiling:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._looked = 0.0
+        self._looked = self._tidied = 0.0
         self._reached = False
 
     def leave_room(self, least: int) -> None:
@@ -82,9 +84,13 @@ class Ceiling:
         if not self.most:
             return False
         now = time.monotonic()
-        if now - self._looked >= _LOOKING_SECONDS:
+        if now - self._looked >= LOOKING_SECONDS:
             self._looked = now
             self._reached = resident_bytes() >= self.most
+            if self._reached and now - self._tidied >= _TIDYING_SECONDS:
+                self._tidied = now
+                give_back()
+                self._reached = resident_bytes() >= self.most
         return self._reached
 
 

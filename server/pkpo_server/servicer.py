@@ -15,6 +15,7 @@ from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_core import Variant, Violation
 from pkpo_server import codec, metrics
 from pkpo_server.admission import Admission
+from pkpo_server.arrivals import Arrivals, grown
 from pkpo_server.computation import Patience
 from pkpo_server.exchange import (
     ESTIMATE,
@@ -30,7 +31,7 @@ from pkpo_server.exchange import (
 )
 from pkpo_server.grants import EVERYTHING, NOTHING
 from pkpo_server.memory import Ceiling
-from pkpo_server.refusal import Draining, InvalidRequest, NotReady, Overloaded, Refusal, Unauthenticated
+from pkpo_server.refusal import Draining, InvalidRequest, NotReady, Refusal, Unauthenticated
 from pkpo_server.request_id import request_id
 from pkpo_server.stream import Stream
 from pkpo_server.tokens import Metadata, Tokens, why_refused
@@ -61,6 +62,7 @@ class RewardTransformServicer:
         self._means = means
         self._admission = admission
         self._ceiling = ceiling
+        self._arrivals = Arrivals(ceiling)
         self._stream_in_flight = stream_in_flight
         self._tokens = tokens
         self._streams: set[Stream] = set()
@@ -70,7 +72,8 @@ class RewardTransformServicer:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The calls, for a gRPC server."""
-        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        # The message of a unary call is read here, and not by gRPC before: a call counts from its headers on.
+        unary, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             TRANSFORM.method: unary(partial(self._answer_unary, TRANSFORM)),
             STREAM_MESSAGE.method: stream(self._transform_stream),
@@ -85,7 +88,7 @@ class RewardTransformServicer:
             return Unauthenticated(why_refused(metadata))
         # Once nothing is open, no call would make room for another.
         if self._admission.open_calls and self._ceiling.reached():
-            return Overloaded(f"the server has grown to max_memory_bytes = {self._ceiling.most}", "memory")
+            return grown(self._ceiling)
         return None
 
     async def _refuse_unread(self, refusal: Refusal, method: str, context: Any) -> None:
@@ -103,7 +106,7 @@ class RewardTransformServicer:
         for stream in self._streams:
             stream.drain()
 
-    async def _get_server_info(self, _: bytes, context: Any) -> bytes:
+    async def _get_server_info(self, _: Any, context: Any) -> bytes:
         caller = self._caller(metrics.GET_SERVER_INFO, context)
         started = time.perf_counter()
         try:
@@ -116,13 +119,15 @@ class RewardTransformServicer:
         await context.send_initial_metadata(_names(caller))
         return self._info
 
-    async def _answer_unary(self, kind: Kind, raw: bytes, context: Any) -> bytes:
+    async def _answer_unary(self, kind: Kind, _: Any, context: Any) -> bytes:
         caller = self._caller(kind.method, context)
         try:
             tenant = self._admit(caller)
-            exchange = Exchange(self._means, caller, kind, raw)
             # Not when the answer is ready: one that its caller does not read is held by gRPC for as long.
-            context.add_done_callback(lambda _: self._left(tenant, exchange))
+            context.add_done_callback(lambda _: self._leave(tenant))
+            raw = await self._message(caller, context)
+            exchange = Exchange(self._means, caller, kind, raw)
+            context.add_done_callback(lambda _: exchange.sent())
             del raw
             answer = exchange.now()
             if answer is None:
@@ -138,6 +143,17 @@ class RewardTransformServicer:
         except Exception as error:
             failure = refusal_of(error, caller, self._means)
         return await _abort(context, caller, failure)
+
+    async def _message(self, caller: Caller, context: Any) -> bytes:
+        """The only message of a unary call. Raises Refusal, accounted for."""
+        try:
+            raw = await self._arrivals.message(context)
+            if raw is None:
+                raise InvalidRequest([Violation("message", "is absent; must be sent once")])
+            return raw
+        except Refusal as refusal:
+            self._account_unread(refusal, caller)
+            raise
 
     async def _transform_stream(self, _: Any, context: Any) -> None:
         caller = self._caller(STREAM_MESSAGE.method, context)
@@ -193,10 +209,6 @@ class RewardTransformServicer:
         except Refusal as refusal:
             self._account_unread(refusal, caller)
             raise
-
-    def _left(self, tenant: str, exchange: Exchange) -> None:
-        exchange.sent()
-        self._leave(tenant)
 
     def _leave(self, tenant: str) -> None:
         self._admission.leave(tenant)

@@ -8,20 +8,26 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from typing import Any
 
+import grpc
 import numpy as np
 import psutil
 import pytest
 from google.protobuf.message import Message
 
+from faults.wire import Wire
 from fuzz.service import ESTIMATE, STREAM
 from fuzz.sockets import CONTINUATION, DATA, HEADERS, PING, PREFACE, SERVICE, SETTINGS, frame, headers
 from live_server import LiveServer, poll
 from pkpo.v1 import reward_transform_pb2 as pb
+from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
 from pkpo_client import Client, LocalClient
 
 HOST = "127.0.0.3"
@@ -150,9 +156,10 @@ def block(stream: int, fields: bytes, ends: bool = True) -> bytes:
     )
 
 
+MANY_HEADERS = b"".join(literal(b"x%d" % i, b"y") for i in range(20_000))
 FLOODS = {
     "one large header": b"".join(block(2 * i + 1, headers() + literal(b"x", b"y" * 500_000)) for i in range(4)),
-    "many headers": block(1, headers() + b"".join(literal(b"x%d" % i, b"y") for i in range(20_000))),
+    "many headers": block(1, headers() + MANY_HEADERS),
     "headers without end": block(1, headers() + literal(b"x", b"y" * 100) * 40_000, ends=False),
     # One that is written once and said 15,000 times: 16 KiB that unpack to 60 MB.
     "packed headers": block(1, headers() + literal(b"x", b"y" * 4000, indexed=True) + b"\xbe" * 15_000),
@@ -215,6 +222,66 @@ def test_slow_readers_of_streams(local: LocalClient) -> None:
             assert 0 < server.metrics()[answered] < 100
             assert bounds.grown < 150
         bounds.are_as_before()
+
+
+def sent_slowly(address: str, method: str, size: int) -> grpc.Future:
+    """A call over a connection of its own, with a message of so many bytes."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.max_send_message_length", -1)]
+    call: Any = grpc.insecure_channel(address, options=options).unary_unary(method)
+    return call.future(bytes(size), timeout=60)
+
+
+@pytest.mark.parametrize("method", [f"/{SERVICE}/Transform", f"/{SERVICE}/Estimate", "/grpc.health.v1.Health/Check"])
+def test_messages_that_are_long_on_their_way(local: LocalClient, method: str) -> None:
+    """They are given up where the server is as large as it may become; whoever asks for health, after two seconds."""
+    with (
+        LiveServer("--max-memory-bytes", str(300 * MIB)) as server,
+        Wire(server.address) as wire,
+        Client(server.address) as client,
+    ):
+        bounds = Bounds(server, client, local)
+        wire.requests.rate = 4 * MIB
+        for _ in range(2):
+            calls = [sent_slowly(wire.address, method, 32 * MIB) for _ in range(16)]
+            grown = 0.0
+            while not all(call.done() for call in calls):
+                grown = max(grown, bounds.grown)
+                time.sleep(0.02)
+            codes = Counter(call.code() for call in calls)
+            assert codes.keys() <= {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED}
+            if "health" not in method:
+                assert codes[grpc.StatusCode.RESOURCE_EXHAUSTED] == len(calls)
+                assert all("max_memory_bytes" in call.details() for call in calls)
+            assert grown < 250, "16 messages would take 512 MiB"
+            bounds.others_are_answered()
+        bounds.are_as_before()
+
+
+def test_calls_that_are_not_sent_whole_are_counted(server: LiveServer) -> None:
+    with Wire(server.address) as wire:
+        wire.requests.rate = MIB
+        call = sent_slowly(wire.address, f"/{SERVICE}/Transform", 32 * MIB)
+        poll(lambda: server.metrics()["pkpo_open_calls"] == 1, "the call")
+        call.cancel()
+        poll(lambda: server.metrics()["pkpo_open_calls"] == 0, "its end")
+
+
+def test_a_server_that_was_flooded_is_as_before_while_a_stream_is_open(local: LocalClient) -> None:
+    """What is free between blocks that are not is given back before calls are refused for it."""
+    flood = b"".join(block(2 * i + 1, headers() + MANY_HEADERS) for i in range(4))
+    with LiveServer("--max-memory-bytes", str(260 * MIB)) as server, Client(server.address) as client:
+        bounds = Bounds(server, client, local)
+        with grpc.insecure_channel(server.address) as channel:
+            over = threading.Event()
+            stream = pb_grpc.RewardTransformServiceStub(channel).TransformStream(iter(over.wait, True))
+            poll(lambda: server.metrics()["pkpo_open_streams"] == 1, "stream")
+            with crowd(server, 30, GREETING + flood):
+                pass
+            poll(lambda: bounds.descriptors <= 1, "descriptors given back")
+            for _ in range(20):
+                bounds.others_are_answered()
+            stream.cancel()
+            over.set()
 
 
 def ended(server: LiveServer) -> Counter[str]:

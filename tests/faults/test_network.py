@@ -93,7 +93,8 @@ def test_a_connection_lost_without_a_word_is_left_for_another(
         for seconds, connections, answer in pool.map(through_a_loss, LOST):
             assert answer == local.transform(ROWS, 4).tobytes()
             assert connections == 2
-            assert seconds < hasty + 10
+            # As long as keepalive takes, and until the next attempt; more only where the machine is busy.
+            assert seconds < hasty + (4 if HASTE == 1 else 10)
 
 
 def test_a_stream_lost_without_a_word_goes_on_in_another(

@@ -76,7 +76,7 @@ class Service:
             if method == STREAM:
                 await self._methods[method].stream_stream(None, context)
             else:
-                outcome.answers.append(await self._methods[method].unary_unary(messages[0], context))
+                outcome.answers.append(await self._methods[method].stream_unary(None, context))
         except _Aborted:
             pass
         except Exception:  # what grpc would answer with UNKNOWN

@@ -253,6 +253,26 @@ def test_the_log_names_what_changed(which: str, files: Files) -> None:
     assert said.lines == [("certificate_changed", {"paths": [str(changed)]})]
 
 
+def test_files_that_are_replaced_while_they_are_read_are_read_again(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the key of one time is served with the certificate of another."""
+    files.write()
+    content, replaced = certificates._content, 0
+
+    def replacing(name: str, path: Path, kind: str) -> bytes:
+        nonlocal replaced
+        found = content(name, path, kind)
+        if path == files.certificate and replaced < 2:
+            replaced += 1
+            files.write()
+        return found
+
+    monkeypatch.setattr(certificates, "_content", replacing)
+    read = files.read(Said())
+    assert read._newest.contents == (files.certificate.read_bytes(), files.key.read_bytes())
+
+
 def test_files_replaced_by_the_same_are_named_in_the_log(files: Files) -> None:
     said = Said()
     files.write()

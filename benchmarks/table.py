@@ -53,7 +53,9 @@ class Result:
             return self.bar.what, self.bar.floor, bar, f"not measured: {self.remark}", ""
         ratio = self.ratio
         digits = 0 if ratio.median >= 20 else 2
-        measured = f"{ratio.median:.{digits}f} ({ratio.low:.{digits}f} to {ratio.high:.{digits}f})"
+        measured = f"{ratio.median:.{digits}f}"
+        if ratio.low < ratio.high:
+            measured += f" ({ratio.low:.{digits}f} to {ratio.high:.{digits}f})"
         remark = "; ".join(filter(None, (ratio.remark, self.remark)))
         verdict = "pass" if self.passes else "short"
         return self.bar.what, self.bar.floor, bar, measured + (f"; {remark}" if remark else ""), verdict

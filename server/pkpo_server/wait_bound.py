@@ -1,6 +1,6 @@
 """How long work may wait for a thread before it is better told to come back.
 
-At 80 % load next to no work would wait as long as MOST_USUAL_PIECES of usual work take, so that next to none is
+At 80 % load little work would wait as long as MOST_USUAL_PIECES of usual work take, so that few calls in a hundred are
 refused. Where work has waited all the time for a while there is more than can be done, and a long queue would only make
 everyone wait: then the bound shrinks to FEWEST_USUAL_PIECES, and grows again slowly.
 

@@ -276,7 +276,7 @@ def test_a_server_that_was_flooded_is_as_before_while_a_stream_is_open(local: Lo
             stream = pb_grpc.RewardTransformServiceStub(channel).TransformStream(iter(over.wait, True))
             poll(lambda: server.metrics()["pkpo_open_streams"] == 1, "stream")
             with crowd(server, 30, GREETING + flood):
-                pass
+                poll(lambda: bounds.grown > 150, "a flood")
             poll(lambda: bounds.descriptors <= 1, "descriptors given back")
             for _ in range(20):
                 bounds.others_are_answered()

@@ -257,6 +257,14 @@ def test_messages_that_are_long_on_their_way(local: LocalClient, method: str) ->
         bounds.are_as_before()
 
 
+def test_who_asks_for_health_at_length_is_waited_for_no_longer_than_two_seconds(server: LiveServer) -> None:
+    with Wire(server.address) as wire:
+        wire.requests.rate = MIB
+        call = sent_slowly(wire.address, "/grpc.health.v1.Health/Check", 32 * MIB)
+        assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert wire.requests.passed < 24 * MIB, "its own deadline is after all of it"
+
+
 def test_calls_that_are_not_sent_whole_are_counted(server: LiveServer) -> None:
     with Wire(server.address) as wire:
         wire.requests.rate = MIB

@@ -62,13 +62,19 @@ class Finding:
         return SHOWN if self.difference.value > -self.claim.margin else OPPOSITE
 
 
+def next_to(k: int) -> tuple[int, ...]:
+    """k and its neighbours, of those that are trained with."""
+    place = K.index(k)
+    return K[max(0, place - 1) : place + 2]
+
+
 def _matched(experiment: str, measure: str) -> list[Claim]:
     """For each k of the evaluation: k and its neighbours against the rest."""
-    labels = list(BY_K)
+    labels = dict(zip(K, BY_K, strict=True))
     claims = []
-    for place, k in enumerate(K):
-        near = tuple(labels[max(0, place - 1) : place + 2])
-        rest = tuple(label for label in labels if label not in near)
+    for k in K:
+        near = tuple(labels[at] for at in next_to(k))
+        rest = tuple(label for label in BY_K if label not in near)
         claims.append(Claim("C1", experiment, f"{measure}@{k}", near, rest))
     return claims
 

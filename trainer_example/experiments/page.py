@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 
-from trainer_example.experiments.claims import CLAIMS, OPPOSITE, SHOWN, UNDECIDED, Claim, Finding, findings
+from trainer_example.experiments.claims import CLAIMS, OPPOSITE, SHOWN, UNDECIDED, Claim, Finding, findings, next_to
 from trainer_example.experiments.pictures import write_pictures
 from trainer_example.experiments.plan import ANNEALED, BY_K, HARD, Experiment, K
 from trainer_example.experiments.results import SOLVED, Result, results_of
@@ -268,11 +268,11 @@ def _best(experiment: Experiment, results: Sequence[Result]) -> str:
         values = [{at: of[at].last(name) for at in K} for of in by_seed]
         best = max(K, key=lambda at: sum(of[at] for of in values))
         said.append(f"{name}: {best}")
-        near += sum(abs(K.index(max(K, key=lambda at: of[at])) - K.index(k)) <= 1 for of in values)
-    alone = sum(len(K[max(0, place - 1) : place + 2]) for place in range(len(K))) / len(K) * len(by_seed)
+        near += sum(max(K, key=lambda at: of[at]) in next_to(k) for of in values)
+    by_chance = sum(len(next_to(k)) for k in K) / len(K) * len(by_seed)
     where = (
         f"Seed by seed it is the k of the evaluation, or next to it, in {near} of {len(K) * len(by_seed)} (C1); by "
-        f"chance it would be in {alone:.1f}."
+        f"chance it would be in {by_chance:.1f}."
     )
     return f"The best k to train with, by what is evaluated: {', '.join(said)}. {where}"
 

@@ -1,24 +1,21 @@
-"""Messages that are on their way: calls that have begun, and whose message is not whole yet.
+"""Messages that are on their way: calls that have begun and whose message is not whole yet, streams that wait for more.
 
 gRPC says of what size a message is once it has all of it, and takes as many at once as there are calls. So those that
 are on their way are bounded by how many calls there may be, and by giving them up where the process is as large as it
-may become.
+may become: all but the one that began first, so that a process which is too large for something else still answers.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from grpc import aio
 
 from pkpo_server.memory import LOOKING_SECONDS, Ceiling
 from pkpo_server.refusal import DeadlinePassed, Overloaded, Refusal
-
-
-def grown(ceiling: Ceiling) -> Overloaded:
-    """What is said where the process is as large as it may become."""
-    return Overloaded(f"the server has grown to max_memory_bytes = {ceiling.most}", "memory")
 
 
 class Arrivals:
@@ -30,9 +27,31 @@ class Arrivals:
 
     def __init__(self, ceiling: Ceiling) -> None:
         self._ceiling = ceiling
-        # What is said to those that are given up.
-        self._awaited: dict[asyncio.Future[Any], Refusal | None] = {}
+        # How each is given up.
+        self._awaited: dict[object, Callable[[Refusal], None]] = {}
         self._looking: asyncio.TimerHandle | None = None
+
+    def refusal(self) -> Overloaded | None:
+        """What is said of more to come; None where there is room for it."""
+        if not self._ceiling.reached():
+            return None
+        return Overloaded(f"the server has grown to max_memory_bytes = {self._ceiling.most}", "memory")
+
+    @contextmanager
+    def awaited(self, give_up: Callable[[Refusal], None]) -> Iterator[None]:
+        """A message is on its way meanwhile.
+
+        Args:
+            give_up: waits for it no longer; called in the event loop, at most once, with what is to be said of it.
+        """
+        this = object()
+        self._awaited[this] = give_up
+        if self._looking is None and self._ceiling.most:
+            self._looking = asyncio.get_running_loop().call_later(LOOKING_SECONDS, self._look)
+        try:
+            yield
+        finally:
+            self._awaited.pop(this, None)
 
     async def message(self, context: Any, seconds: float | None = None) -> bytes | None:
         """The message of a call, as bytes; None where it ends without one.
@@ -45,34 +64,37 @@ class Arrivals:
             Overloaded: the process has become as large as it may meanwhile.
             DeadlinePassed: it has not come in time.
         """
-        loop = asyncio.get_running_loop()
         read = asyncio.ensure_future(context.read())
-        self._awaited[read] = None
-        if self._looking is None and self._ceiling.most:
-            self._looking = loop.call_later(LOOKING_SECONDS, self._look)
-        late = None if seconds is None else loop.call_later(seconds, self._give_up, read, DeadlinePassed())
+        said: list[Refusal] = []
+
+        def give_up(refusal: Refusal) -> None:
+            if not read.done():
+                said.append(refusal)
+                read.cancel()
+
+        late = None
+        if seconds is not None:
+            late = asyncio.get_running_loop().call_later(seconds, give_up, DeadlinePassed())
         try:
-            raw = await read
+            with self.awaited(give_up):
+                raw = await read
         except asyncio.CancelledError:
-            refusal = self._awaited[read]
-            if refusal is None:
+            if not said:
                 raise
-            raise refusal from None
+            raise said[0] from None
         finally:
-            del self._awaited[read]
             if late is not None:
                 late.cancel()
         return None if raw is aio.EOF else raw
 
     def _look(self) -> None:
         self._looking = None
-        if self._awaited and self._ceiling.reached():
-            for read in self._awaited:
-                self._give_up(read, grown(self._ceiling))
-        elif self._awaited:
-            self._looking = asyncio.get_running_loop().call_later(LOOKING_SECONDS, self._look)
-
-    def _give_up(self, read: asyncio.Future[Any], refusal: Refusal) -> None:
-        if not read.done():
-            self._awaited[read] = refusal
-            read.cancel()
+        if not self._awaited:
+            return
+        self._looking = asyncio.get_running_loop().call_later(LOOKING_SECONDS, self._look)
+        refusal = self.refusal()
+        if refusal is None:
+            return
+        _, *others = self._awaited
+        for each in others:
+            self._awaited.pop(each)(refusal)

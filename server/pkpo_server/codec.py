@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
-from google.protobuf.unknown_fields import UnknownFieldSet
+from google.protobuf.wrappers_pb2 import UInt64Value
 from numpy.typing import NDArray
 
 import pkpo_core
@@ -207,15 +207,10 @@ def stream_request(raw: bytes) -> pb.TransformStreamRequest:
 def stream_sequence(raw: bytes) -> int | None:
     """The sequence number of a stream message whose request cannot be parsed; None where not even that can be read."""
     try:
-        # A message without fields parses whatever has the shape of fields, and keeps it.
-        fields = UnknownFieldSet(pb.GetServerInfoRequest.FromString(raw))
+        # It has the same number in the same place, and takes whatever else has the shape of fields.
+        return int(UInt64Value.FromString(raw).value)
     except DecodeError:
         return None
-    sequence = 0
-    for unknown in (fields[i] for i in range(len(fields))):
-        if unknown.field_number == pb.TransformStreamRequest.SEQUENCE_FIELD_NUMBER and unknown.wire_type == 0:
-            sequence = unknown.data
-    return sequence
 
 
 def number_of_rewards(request: pb.TransformRequest | pb.EstimateRequest) -> int:

@@ -19,7 +19,6 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from pkpo_server.arrivals import Arrivals
-from pkpo_server.memory import Ceiling
 from pkpo_server.refusal import Refusal
 
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -37,12 +36,12 @@ class Health:
 
     Args:
         services: full names; "" (the server as a whole) is added.
-        ceiling: how large the process may become.
+        arrivals: what is on its way to this process.
     """
 
-    def __init__(self, services: Collection[str], ceiling: Ceiling) -> None:
+    def __init__(self, services: Collection[str], arrivals: Arrivals) -> None:
         self._services = frozenset(("", *services))
-        self._arrivals = Arrivals(ceiling)
+        self._arrivals = arrivals
         self._status = _NOT_SERVING
         self._over = False
         self._watchers = 0

@@ -32,6 +32,7 @@ from pkpo_server.address import (
     warn_where_open,
 )
 from pkpo_server.admission import Admission
+from pkpo_server.arrivals import Arrivals
 from pkpo_server.certificates import Certificates, UnusableCertificate
 from pkpo_server.codec import Limits
 from pkpo_server.computation import Computation, default_threads
@@ -144,8 +145,14 @@ class Server:
         self._means = Means(limits, self._computation, metrics, self._refusals)
         most = default_ceiling(settings.workers) if settings.max_memory_bytes is None else settings.max_memory_bytes
         self._ceiling = Ceiling(most)
+        self._arrivals = Arrivals(self._ceiling)
         self._servicer = RewardTransformServicer(
-            self._means, self._admission, self._ceiling, settings.stream_in_flight, self._tokens
+            self._means,
+            self._admission,
+            self._arrivals,
+            settings.stream_in_flight,
+            self._tokens,
+            settings.server_info,
         )
 
     def _levels(self) -> Levels:
@@ -162,7 +169,7 @@ class Server:
         self._means.metrics.watch_runs()
         self._watch_certificates()
         self._watch_tokens()
-        health = Health([SERVICE], self._ceiling)
+        health = Health([SERVICE], self._arrivals)
         server = self._grpc_server(health)
         probed = None if self._place.health_address is None else self._health_server(health)
         connections = allowance.Connections(self._log)

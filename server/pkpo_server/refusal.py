@@ -8,6 +8,7 @@ Refusal
 ├── Draining            UNAVAILABLE         shutting down
 ├── Unauthenticated     UNAUTHENTICATED     no token, or none that is known
 ├── PermissionDenied    PERMISSION_DENIED   a known token, and a run it is not for
+├── Withheld            PERMISSION_DENIED   nobody is told here
 ├── DeadlinePassed      DEADLINE_EXCEEDED   the caller no longer waits
 ├── CallCancelled       CANCELLED           the same
 └── InternalFailure     INTERNAL            our fault; the log has the rest, under the request id
@@ -198,6 +199,16 @@ class PermissionDenied(Refusal):
     def __init__(self, run_id: str, runs: Iterable[str]) -> None:
         given = f"{_shortened(run_id, 40)!a}" if run_id else "empty"
         super().__init__(f"run_id is {given}; this token is for {', '.join(runs)}")
+
+
+class Withheld(Refusal):
+    """What the server is and takes, where its settings have it tell nobody."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "permission"
+
+    def __init__(self) -> None:
+        super().__init__("this server does not say what it is and takes: its setting server_info is false")
 
 
 class DeadlinePassed(Refusal):

@@ -15,7 +15,7 @@ from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_core import Variant, Violation
 from pkpo_server import codec, metrics
 from pkpo_server.admission import Admission
-from pkpo_server.arrivals import Arrivals, grown
+from pkpo_server.arrivals import Arrivals
 from pkpo_server.computation import Patience
 from pkpo_server.exchange import (
     ESTIMATE,
@@ -30,8 +30,7 @@ from pkpo_server.exchange import (
     refusal_of,
 )
 from pkpo_server.grants import EVERYTHING, NOTHING
-from pkpo_server.memory import Ceiling
-from pkpo_server.refusal import Draining, InvalidRequest, NotReady, Refusal, Unauthenticated
+from pkpo_server.refusal import Draining, InvalidRequest, NotReady, Overloaded, Refusal, Unauthenticated, Withheld
 from pkpo_server.request_id import request_id
 from pkpo_server.stream import Stream
 from pkpo_server.tokens import Metadata, Tokens, why_refused
@@ -46,27 +45,28 @@ class RewardTransformServicer:
     Args:
         means: what answering takes.
         admission: who gets in.
-        ceiling: how large the process may become.
+        arrivals: what is on its way to this process.
         stream_in_flight: how many messages of one stream are answered at once.
         tokens: those that are let in; None lets everyone in.
+        tells: whether callers are told what the server is and takes.
     """
 
     def __init__(
         self,
         means: Means,
         admission: Admission,
-        ceiling: Ceiling,
+        arrivals: Arrivals,
         stream_in_flight: int,
         tokens: Tokens | None = None,
+        tells: bool = True,
     ) -> None:
         self._means = means
         self._admission = admission
-        self._ceiling = ceiling
-        self._arrivals = Arrivals(ceiling)
+        self._arrivals = arrivals
         self._stream_in_flight = stream_in_flight
         self._tokens = tokens
         self._streams: set[Stream] = set()
-        self._info = codec.server_info(__version__, means.limits)
+        self._info = codec.server_info(__version__, means.limits) if tells else None
         self._ready = False
         self._draining = False
 
@@ -81,18 +81,18 @@ class RewardTransformServicer:
             metrics.GET_SERVER_INFO: unary(self._get_server_info),
         }
         known = grpc.method_handlers_generic_handler(SERVICE, handlers)
-        return _Gate(known, self._refusal_unread, self._refuse_unread)
+        return _Gate(known, self._refusal_unread, self._turn_away)
 
     def _refusal_unread(self, metadata: Metadata | None) -> Refusal | None:
         if self._tokens is not None and self._tokens.grant(metadata) is None:
             return Unauthenticated(why_refused(metadata))
         # Once nothing is open, no call would make room for another.
-        if self._admission.open_calls and self._ceiling.reached():
-            return grown(self._ceiling)
-        return None
+        return self._arrivals.refusal() if self._admission.open_calls else None
 
-    async def _refuse_unread(self, refusal: Refusal, method: str, context: Any) -> None:
-        caller = self._caller(method, context)
+    async def _turn_away(self, refusal: Refusal, method: str, context: Any) -> None:
+        await self._refuse_unread(refusal, self._caller(method, context), context)
+
+    async def _refuse_unread(self, refusal: Refusal, caller: Caller, context: Any) -> NoReturn:
         self._account_unread(refusal, caller)
         await _abort(context, caller, refusal)
 
@@ -108,6 +108,8 @@ class RewardTransformServicer:
 
     async def _get_server_info(self, _: Any, context: Any) -> bytes:
         caller = self._caller(metrics.GET_SERVER_INFO, context)
+        if self._info is None:
+            return await self._refuse_unread(Withheld(), caller, context)
         started = time.perf_counter()
         try:
             tenant = self._admit(caller)
@@ -173,12 +175,12 @@ class RewardTransformServicer:
         await _abort(context, caller, failure)
 
     async def _serve_stream(self, context: Any, caller: Caller) -> None:
-        stream = Stream(context, self._means, caller, self._stream_in_flight, self._tokens)
+        stream = Stream(context, self._means, caller, self._arrivals, self._stream_in_flight, self._tokens)
         self._streams.add(stream)
         self._means.metrics.open_streams.inc()
         try:
             await stream.serve()
-        except (Draining, Unauthenticated) as refusal:
+        except (Draining, Overloaded, Unauthenticated) as refusal:
             log_refusal(refusal, caller, self._means)
             raise
         finally:

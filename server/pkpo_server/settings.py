@@ -225,6 +225,9 @@ class Settings:
     reflection: bool = _field(
         Setting(bool, True, "Let clients ask which services and messages there are. Not where `tokens` is set.")
     )
+    server_info: bool = _field(
+        Setting(bool, True, "Let callers ask for the version, the limits and the variants (`GetServerInfo`).")
+    )
     log_level: str = _field(
         Setting(str, "info", "Least severe log line to write.", choices=("debug", "info", "warning", "error"))
     )

@@ -13,6 +13,7 @@ from typing import Any
 from grpc import aio
 
 from pkpo_server import codec
+from pkpo_server.arrivals import Arrivals
 from pkpo_server.exchange import STREAM_MESSAGE, Caller, Exchange, Means
 from pkpo_server.refusal import Draining, Refusal, Unauthenticated
 from pkpo_server.tokens import Tokens
@@ -28,16 +29,24 @@ class Stream:
         context: the call.
         means: what answering takes.
         caller: who asked.
+        arrivals: what is on its way to this process.
         in_flight: how many messages are answered at once.
         tokens: those that are let in; None lets everyone in.
     """
 
     def __init__(
-        self, context: Any, means: Means, caller: Caller, in_flight: int, tokens: Tokens | None = None
+        self,
+        context: Any,
+        means: Means,
+        caller: Caller,
+        arrivals: Arrivals,
+        in_flight: int,
+        tokens: Tokens | None = None,
     ) -> None:
         self._context = context
         self._means = means
         self._caller = caller
+        self._arrivals = arrivals
         self._tokens = tokens
         self._room = asyncio.Semaphore(in_flight)
         self._answers: asyncio.Queue[tuple[bytes, Exchange] | None] = asyncio.Queue()
@@ -45,6 +54,7 @@ class Stream:
         self._reader: asyncio.Task[None] | None = None
         self._idle = False
         self._draining = False
+        self._given_up: Refusal | None = None
         self._failure: BaseException | None = None
 
     async def serve(self) -> None:
@@ -52,6 +62,7 @@ class Stream:
 
         Raises:
             Draining: messages received are answered, and no more are read.
+            Overloaded: the same, for the process has become as large as it may.
             Unauthenticated: the caller's token is not known any more.
             InvalidRequest: a message that cannot be answered under its number, because it has none.
         """
@@ -93,7 +104,7 @@ class Stream:
             self._idle = True
             await self._room.acquire()
             await self._means.computation.room(tenant, received)
-            raw = await self._context.read()
+            raw = await self._message()
             self._idle = False
             if raw is aio.EOF:
                 return
@@ -117,6 +128,21 @@ class Stream:
             task = asyncio.create_task(self._compute(exchange))
             self._computing.add(task)
             task.add_done_callback(self._computed)
+
+    async def _message(self) -> Any:
+        """The next message, as bytes, or the end of all."""
+        try:
+            with self._arrivals.awaited(self._give_up):
+                return await self._context.read()
+        except asyncio.CancelledError:
+            if self._given_up is None:
+                raise
+            raise self._given_up from None
+
+    def _give_up(self, refusal: Refusal) -> None:
+        assert self._reader is not None
+        self._given_up = refusal
+        self._reader.cancel()
 
     async def _compute(self, exchange: Exchange) -> None:
         try:

@@ -167,6 +167,7 @@ CASES: Mapping[str, Case] = {
             "drainSeconds": 0.5,
             "maxConnectionAgeSeconds": 0,
             "reflection": False,
+            "serverInfo": False,
             "logLevel": "warning",
             "maxRunIds": None,
         }

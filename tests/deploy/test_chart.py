@@ -97,6 +97,7 @@ def test_what_is_set_arrives(render: Render) -> None:
         max_message_bytes=2**31 - 1,
         drain_seconds=0.5,
         reflection=False,
+        server_info=False,
         log_level="warning",
     )
 

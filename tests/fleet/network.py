@@ -74,12 +74,8 @@ class Host:
         return _run(*self.within, *command)
 
     def addresses_of(self, name: str) -> set[str]:
-        """What the network's name service answers there."""
-        try:
-            said = self.run("getent", "ahostsv4", name)
-        except OSError:
-            return set()
-        return {line.split()[0] for line in said.splitlines()}
+        """What the network's name service answers there. Raises OSError where that is nothing."""
+        return {line.split()[0] for line in self.run("getent", "ahostsv4", name).splitlines()}
 
     def visit(self, ask: Callable[[], _Value]) -> _Value:
         """What `ask` answers from there: a thread of this process goes, and opens its connections there."""
@@ -106,7 +102,7 @@ class Network:
     def __init__(self, folder: Path) -> None:
         self._name = f"pkpo-{os.getpid()}-{next(_numbers)}"
         self._switch = f"{self._name}-switch"
-        self._names = folder / "names"
+        self._names, self._log = folder / "names", folder / "dnsmasq.log"
         self._addresses: dict[str, list[str]] = {}
         self._ports = itertools.count(2)
         self._stack = ExitStack()
@@ -123,8 +119,9 @@ class Network:
             lifetime = "--local-ttl=5"
             self._dns = subprocess.Popen(
                 ["ip", "netns", "exec", self._switch, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null",
-                 "--user=root", "--pid-file", "--log-facility=/dev/null", "--listen-address=10.77.0.1",
-                 "--bind-interfaces", "--no-resolv", "--no-hosts", f"--addn-hosts={self._names}", lifetime],
+                 "--user=root", "--pid-file", f"--log-facility={self._log}", "--log-queries",
+                 "--listen-address=10.77.0.1", "--bind-interfaces", "--no-resolv", "--no-hosts",
+                 f"--addn-hosts={self._names}", lifetime],
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
             stack.callback(_end, self._dns)
@@ -148,14 +145,25 @@ class Network:
         lines = [f"{address} {each}\n" for each, some in self._addresses.items() for address in some]
         self._names.write_text("".join(lines))
         expected = set(self._addresses[name])
+        answers: list[object] = []
 
         def known() -> bool:
             # Told more than once: on a busy machine it was seen not to hear of it.
-            assert self._dns.poll() is None, "dnsmasq has ended"
             self._dns.send_signal(signal.SIGHUP)
-            return hosts[0].addresses_of(name) == expected
+            try:
+                answers.append(hosts[0].addresses_of(name))
+            except OSError as error:
+                answers.append(error)
+            return answers[-1] == expected
 
-        poll(known, f"addresses of {name}")
+        try:
+            poll(known, f"addresses of {name}")
+        except TimeoutError as error:
+            said = "\n".join(self._log.read_text().splitlines()[-40:])
+            raise TimeoutError(
+                f"{error}: after {len(answers)} times {answers[-1]!r} for {expected}; dnsmasq, status"
+                f" {self._dns.poll()}, said last:\n{said}"
+            ) from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 import pkpo_core
 from pkpo_server.admission import Admission
+from pkpo_server.arrivals import Arrivals
 from pkpo_server.codec import Limits
 from pkpo_server.computation import Computation
 from pkpo_server.exchange import Means
@@ -60,7 +61,7 @@ class Service:
         self._computation = Computation(1, most_bytes=2**30, most_rewards=2**30)
         # Every fault is to be seen, however many there are.
         means = Means(limits, self._computation, metrics, BoundedLog(log, lines_per_second=2**62))
-        servicer = RewardTransformServicer(means, Admission(1024), Ceiling(0), stream_in_flight=4)
+        servicer = RewardTransformServicer(means, Admission(1024), Arrivals(Ceiling(0)), stream_in_flight=4)
         servicer.serve()
         handler = servicer.handler()
         self._methods: dict[str, Any] = {

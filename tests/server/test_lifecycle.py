@@ -26,6 +26,7 @@ from live_server import LiveServer, poll
 from pkpo import packed
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
+from pkpo_client import Client, LocalClient, PermissionDenied
 
 SERVICE = "pkpo.v1.RewardTransformService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -153,6 +154,15 @@ def test_reflection_can_be_turned_off() -> None:
         with pytest.raises(grpc.RpcError) as caught:
             reflected_services(channel)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_what_the_server_is_and_takes_can_be_withheld() -> None:
+    with LiveServer("--no-server-info") as server, Client(server.address) as client:
+        with pytest.raises(PermissionDenied, match="server_info is false"):
+            client.server_info()
+        refused = 'pkpo_requests_total{code="PERMISSION_DENIED",method="GetServerInfo",variant="none"}'
+        assert server.metrics()[refused] == 1
+        assert client.transform([[0.0, 1.0]], 2).tolist() == LocalClient().transform([[0.0, 1.0]], 2).tolist()
 
 
 # --- deadlines --------------------------------------------------------------------------------------------------------

@@ -526,7 +526,7 @@ class TestPage:
         assert "k = 1 in 2 of 2 seeds, k = 8 in 0 of 2 seeds (C3)" in text
 
     def test_what_is_shown_without_the_hard_set_is_counted_too(self, folder: Path) -> None:
-        for run in FIVE_SEEDS[1].runs():
+        for run in dataclasses.replace(HARD, seeds=5).runs():
             if run.label in ("k = 1", "k = 8"):
                 results.save_result(made(run.label, run.seed, 0.5), results.result_path(folder, run.key()))
         write_page(FIVE_SEEDS, folder, folder / "page.md")

@@ -125,6 +125,16 @@ AMBIGUOUS = Experiment(
         ANNEALED: AT_SWITCH,
     },
 )
+AGAIN = dataclasses.replace(
+    AMBIGUOUS,
+    name="again",
+    title="Ambiguous prompts, once more",
+    text="The same task with eight seeds that are none of those above, for every k and what is annealed.",
+    options={**AMBIGUOUS.options, "evaluate_every": 200},
+    methods={**BY_K, ANNEALED: AT_SWITCH},
+    seeds=8,
+    version=4,
+)
 HARD_ENTROPY = ("entropy 0.01", "entropy 0.05", "entropy 0.1")
 HARD = Experiment(
     "hard",
@@ -170,7 +180,7 @@ SUMS = Experiment(
     {"k = 1": "k:1", "k = 8": "k:8"},
     version=3,
 )
-EXPERIMENTS = (AMBIGUOUS, HARD, DIGITS, FOG, SUMS)
+EXPERIMENTS = (AMBIGUOUS, AGAIN, HARD, DIGITS, FOG, SUMS)
 
 
 def quick(experiment: Experiment) -> Experiment:

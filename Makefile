@@ -12,7 +12,7 @@ PYTHON_TUNIX ?= $(PYTHON_DEPLOY)
 
 RUN_DIR ?= runs/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo serve train experiments figures test test-trainer test-deploy test-verl test-trl test-tunix fuzz soak manifests lint bench performance capacity overload comparison proto clean
+.PHONY: setup demo serve train experiments figures test test-trainer test-deploy test-verl test-trl test-tunix fuzz soak crowds manifests lint bench performance capacity overload comparison proto clean
 
 setup: $(VENV)/test
 
@@ -48,6 +48,10 @@ fuzz: $(VENV)/test
 # Real servers under load and faults; FLAGS='--minutes 60' for an hour.
 soak: $(VENV)/test
 	cd tests && $(abspath $(BIN))/python -m soak $(FLAGS)
+
+# Another caller's latency beside crowds that would fill a server, some ten minutes.
+crowds: $(VENV)/test
+	cd tests && $(abspath $(BIN))/python -m faults.beside --write ../docs/reliability.md
 
 # What it cannot find (nginx, buildah, Prometheus, ...) it names.
 test-deploy: $(VENV)-deploy/installed

@@ -1,41 +1,29 @@
-"""Crowds that would fill a server: it stays within bounds, answers others meanwhile, and gives back what they took.
-
-They come from an address of their own, and speak HTTP/2 by hand, as no client would.
-"""
+"""Crowds that would fill a server: it stays within bounds, answers others meanwhile, and gives back what they took."""
 
 from __future__ import annotations
 
 import os
-import socket
-import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
 import numpy as np
 import psutil
 import pytest
-from google.protobuf.message import Message
 
+from faults.crowds import ESTIMATES, FLOODS, GREETING, LARGE_ANSWERS, MANY_HEADERS, block, crowd, streams
 from faults.wire import Wire
-from fuzz.service import ESTIMATE, STREAM
-from fuzz.sockets import CONTINUATION, DATA, HEADERS, PING, PREFACE, SERVICE, SETTINGS, frame, headers
+from fuzz.service import STREAM
+from fuzz.sockets import SERVICE, headers
 from live_server import LiveServer, poll
-from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
 from pkpo_client import Client, LocalClient
 
-HOST = "127.0.0.3"
 MIB = 2**20
 ROWS = np.random.default_rng(0).random((4, 8))
-RST_STREAM, END_STREAM, END_HEADERS = 3, 1, 4
-GREETING = PREFACE + frame(SETTINGS, 0, 0, b"")
-STREAM_HEADERS = headers(f"/{SERVICE}/{STREAM}".encode())
 
 
 class Bounds:
@@ -74,29 +62,6 @@ def bounds(server: LiveServer, local: LocalClient) -> Iterator[Bounds]:
         yield Bounds(server, client, local)
 
 
-@contextmanager
-def crowd(server: LiveServer, size: int, said: bytes) -> Iterator[list[socket.socket]]:
-    """So many connections, each of which says the same and reads nothing."""
-    host, port = server.address.split(":")
-    connections: list[socket.socket] = []
-
-    def come(_: int) -> None:
-        connection = socket.create_connection((host, int(port)), 60, source_address=(HOST, 0))
-        connections.append(connection)
-        # One that is read no further, or closed.
-        connection.settimeout(2)
-        with suppress(OSError):
-            connection.sendall(said)
-
-    try:
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(come, range(size)))
-        yield connections
-    finally:
-        for connection in connections:
-            connection.close()
-
-
 @pytest.fixture
 def _room_for_thousands() -> None:
     if psutil.Process(os.getpid()).rlimit(psutil.RLIMIT_NOFILE)[0] < 4000:
@@ -107,7 +72,7 @@ def _room_for_thousands() -> None:
 @pytest.mark.parametrize("said", [b"", GREETING], ids=["silent", "greeting"])
 def test_thousands_of_idle_connections(bounds: Bounds, said: bytes) -> None:
     for _ in range(2):
-        with crowd(bounds.server, 2500, said):
+        with crowd(bounds.server.address, 2500, said):
             poll(lambda: bounds.descriptors > 2400, "connections")
             bounds.others_are_answered()
             assert bounds.grown < 100
@@ -115,17 +80,16 @@ def test_thousands_of_idle_connections(bounds: Bounds, said: bytes) -> None:
 
 
 @pytest.mark.usefixtures("_room_for_thousands")
-@pytest.mark.parametrize(("connections", "streams"), [(2500, 1), (3, 1200)])
-def test_thousands_of_idle_streams(bounds: Bounds, connections: int, streams: int) -> None:
+@pytest.mark.parametrize(("connections", "number"), [(2500, 1), (3, 1200)])
+def test_thousands_of_idle_streams(bounds: Bounds, connections: int, number: int) -> None:
     """Those of one caller fill max_concurrent_rpcs and no more; there is room beyond it for others."""
-    opened = b"".join(frame(HEADERS, END_HEADERS, 2 * i + 1, STREAM_HEADERS) for i in range(streams))
     refused = 'pkpo_requests_total{code="RESOURCE_EXHAUSTED",method="TransformStream",variant="unknown"}'
     for _ in range(2):
         before = bounds.server.metrics()[refused]
-        with crowd(bounds.server, connections, GREETING + opened):
+        with crowd(bounds.server.address, connections, GREETING + streams(number)):
             poll(lambda: bounds.server.metrics()["pkpo_open_streams"] == 1024, "streams")
             poll(
-                lambda before=before: bounds.server.metrics()[refused] - before == connections * streams - 1024,
+                lambda before=before: bounds.server.metrics()[refused] - before == connections * number - 1024,
                 "refusals",
             )
             bounds.others_are_answered()
@@ -133,71 +97,20 @@ def test_thousands_of_idle_streams(bounds: Bounds, connections: int, streams: in
         bounds.are_as_before()
 
 
-def literal(name: bytes, value: bytes, indexed: bool = False) -> bytes:
-    """A header that is not compressed (RFC 7541, 6.2.1 and 6.2.2)."""
-    return bytes([0x40 if indexed else 0]) + _text(name) + _text(value)
-
-
-def _text(text: bytes) -> bytes:
-    if len(text) < 127:
-        return bytes([len(text)]) + text
-    rest, length = len(text) - 127, bytes([127])
-    while rest >= 128:
-        length, rest = length + bytes([rest % 128 + 128]), rest // 128
-    return length + bytes([rest]) + text
-
-
-def block(stream: int, fields: bytes, ends: bool = True) -> bytes:
-    """The frames of a header block of any length."""
-    pieces = [fields[i : i + 2**14] for i in range(0, len(fields), 2**14)]
-    return b"".join(
-        frame(CONTINUATION if i else HEADERS, END_HEADERS if ends and i == len(pieces) - 1 else 0, stream, piece)
-        for i, piece in enumerate(pieces)
-    )
-
-
-MANY_HEADERS = b"".join(literal(b"x%d" % i, b"y") for i in range(20_000))
-FLOODS = {
-    "one large header": b"".join(block(2 * i + 1, headers() + literal(b"x", b"y" * 500_000)) for i in range(4)),
-    "many headers": block(1, headers() + MANY_HEADERS),
-    "headers without end": block(1, headers() + literal(b"x", b"y" * 100) * 40_000, ends=False),
-    # One that is written once and said 15,000 times: 16 KiB that unpack to 60 MB.
-    "packed headers": block(1, headers() + literal(b"x", b"y" * 4000, indexed=True) + b"\xbe" * 15_000),
-    "pings": frame(PING, 0, 0, bytes(8)) * 5000,
-    "settings": frame(SETTINGS, 0, 0, b"") * 20_000,
-    "calls given up at once": b"".join(
-        frame(HEADERS, END_HEADERS, 2 * i + 1, headers()) + frame(RST_STREAM, 0, 2 * i + 1, struct.pack(">I", 8))
-        for i in range(1000)
-    ),
-}
-
-
 @pytest.mark.parametrize("said", FLOODS.values(), ids=FLOODS)
 def test_floods(bounds: Bounds, said: bytes) -> None:
     for _ in range(2):
-        with crowd(bounds.server, 10, GREETING + said):
+        with crowd(bounds.server.address, 10, GREETING + said):
             bounds.others_are_answered()
             assert bounds.grown < 500
         bounds.are_as_before()
 
 
-GROUPS = pb.RewardGroups(f32=pb.FloatValues(values=[1.0] * 3500), group_size=2)
-
-
-def called(method: str, stream: int, *messages: Message) -> bytes:
-    """A call of 14 KiB a message, whose answers have 0.9 MiB each."""
-    raws = [each.SerializeToString() for each in messages]
-    return frame(HEADERS, END_HEADERS, stream, headers(f"/{SERVICE}/{method}".encode())) + b"".join(
-        frame(DATA, END_STREAM if raw is raws[-1] else 0, stream, struct.pack(">BI", 0, len(raw)) + raw) for raw in raws
-    )
-
-
 def test_slow_readers_of_calls(local: LocalClient) -> None:
     """What they leave unread is bounded by max_memory_bytes: beyond it calls are refused before they are read."""
-    asked = b"".join(called(ESTIMATE, i, pb.EstimateRequest(k=range(1, 33), groups=GROUPS)) for i in (1, 3, 5, 7))
     with LiveServer("--max-memory-bytes", str(400 * MIB)) as server, Client(server.address) as client:
         bounds = Bounds(server, client, local)
-        with crowd(server, 100, GREETING + asked):
+        with crowd(server.address, 100, GREETING + ESTIMATES):
             poll(lambda: sum(ended(server).values()) == 400, "answers")
             assert ended(server)["RESOURCE_EXHAUSTED"] > 0
             assert bounds.grown < 400
@@ -207,14 +120,12 @@ def test_slow_readers_of_calls(local: LocalClient) -> None:
 
 def test_slow_readers_of_streams(local: LocalClient) -> None:
     """What they leave unread is bounded by max_bytes_in_flight: beyond it their messages are not read."""
-    request = pb.TransformRequest(k=[1], estimate_k=range(1, 33), groups=GROUPS)
-    asked = called(STREAM, 1, *(pb.TransformStreamRequest(sequence=i, request=request) for i in range(4)))
     with (
         LiveServer("--max-bytes-in-flight", str(16 * MIB), "--max-message-bytes", str(4 * MIB)) as server,
         Client(server.address) as client,
     ):
         bounds = Bounds(server, client, local)
-        with crowd(server, 100, GREETING + asked):
+        with crowd(server.address, 100, GREETING + LARGE_ANSWERS):
             poll(lambda: server.metrics()["pkpo_open_streams"] == 100, "streams")
             for _ in range(20):
                 bounds.others_are_answered()
@@ -332,7 +243,7 @@ def test_a_server_that_was_flooded_is_as_before_while_a_stream_is_open(local: Lo
             over = threading.Event()
             stream = pb_grpc.RewardTransformServiceStub(channel).TransformStream(iter(over.wait, True))
             poll(lambda: server.metrics()["pkpo_open_streams"] == 1, "stream")
-            with crowd(server, 30, GREETING + flood):
+            with crowd(server.address, 30, GREETING + flood):
                 poll(lambda: bounds.grown > 150, "a flood")
             poll(lambda: bounds.descriptors <= 1, "descriptors given back")
             for _ in range(20):

@@ -23,6 +23,7 @@ from trainer_example.experiments.lock import Locked, locked
 from trainer_example.experiments.page import BEGIN, END, METHODS, SUBJECTS, write_page
 from trainer_example.experiments.pictures import DRAWINGS
 from trainer_example.experiments.plan import (
+    AGAIN,
     AMBIGUOUS,
     ANNEALED,
     AT_SWITCH,
@@ -161,6 +162,9 @@ class TestStatistics:
         assert mean.interval() == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4)
         assert math.isnan(Mean.of([1.0]).p_value())
         assert math.isnan(Mean.of([1.0]).interval()[0])
+        assert math.isnan(Mean.of([1.0]).range_of_one_more()[0])
+        # 2 -+ t(0.975; 2) * 1 * sqrt(1 + 1/3)
+        assert mean.range_of_one_more() == pytest.approx((2 - 4.30265 * 1.154701, 2 + 4.30265 * 1.154701), rel=1e-5)
         with pytest.raises(ValueError, match="values: are none"):
             Mean.of([])
 
@@ -513,6 +517,17 @@ class TestPage:
         # Two of five are the k of the evaluation or next to it at the ends, three between.
         assert "in 4 of 10 (C1); by chance it would be in 5.2." in text
         assert "entropy rises in 1 of 2 seeds, and what is solved in training in 1 (C2)" in text
+
+    def test_the_prototype_stands_beside_what_one_more_model_would_be(self, tmp_path: Path) -> None:
+        for run in AGAIN.runs():
+            if run.label == "k = 1":
+                # 38.1 to 38.8: the mean is 38.45, s is 0.245, and it reaches 2.365 * 0.245 * sqrt(9 / 8) to each side.
+                result = made(run.label, run.seed, 0.38 + run.seed / 1000)
+                results.save_result(result, results.result_path(tmp_path, run.key()))
+        write_page([AGAIN], tmp_path, tmp_path / "page.md")
+        text = (tmp_path / "page.md").read_text()
+        assert "| k = 1 | **39.4**: 37.8 to 39.1 |" in text
+        assert "0 of 7 are in theirs" in text
 
     def test_every_seed_of_the_hard_set_is_there(self, tmp_path: Path) -> None:
         for run in dataclasses.replace(HARD, seeds=2).runs():

@@ -51,6 +51,13 @@ class Mean:
         reach = self.error * float(student.ppf((1 + confidence) / 2, self.n - 1))
         return self.value - reach, self.value + reach
 
+    def range_of_one_more(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Student's prediction interval, in which the value of another seed would be; NaN with one seed."""
+        if self.n < 2:
+            return math.nan, math.nan
+        reach = self.error * math.sqrt(self.n + 1) * float(student.ppf((1 + confidence) / 2, self.n - 1))
+        return self.value - reach, self.value + reach
+
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjustment: the chance of one false alarm among them all is what they then say. NaN stays NaN."""

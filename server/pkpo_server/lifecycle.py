@@ -59,7 +59,9 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 # Above what is admitted, since a refusal of ours says when to come back, and one of the transport's does not. With
 # grpcio 1.72 a call that was refused also keeps its stream until the garbage collector has come by.
 REFUSED_STREAMS = 256
-MOST_PENDING = 2**20
+# By itself gRPC cancels calls without a word when more than a thousand wait for the event loop. Each takes some 50 KB,
+# given up or not: so many may wait as are all answered within two seconds.
+LEAST_PENDING, PENDING_TIMES = 4096, 4
 # So many of the largest requests wait or are computed, where nothing else is set.
 REQUESTS_IN_FLIGHT = 8
 # How long a thread that computes may hold the GIL while the event loop wants it: five times as long by itself.
@@ -384,13 +386,13 @@ def _why_ended(tasks: Iterable[asyncio.Task[None]]) -> str:
 
 
 def _options(settings: Settings, shared: bool) -> list[tuple[str, int]]:
+    pending = max(LEAST_PENDING, PENDING_TIMES * settings.max_concurrent_rpcs)
     options = [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.max_concurrent_streams", settings.max_concurrent_rpcs + REFUSED_STREAMS),
-        # By itself gRPC cancels calls without a word when more than a thousand wait for the event loop.
-        ("grpc.server.max_pending_requests", MOST_PENDING),
-        ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
+        ("grpc.server.max_pending_requests", pending),
+        ("grpc.server.max_pending_requests_hard_limit", pending),
         ("grpc.max_metadata_size", MOST_METADATA_BYTES),
         ("grpc.max_allowed_incoming_connections", allowance.most_connections()),
         ("grpc.so_reuseport", int(shared)),

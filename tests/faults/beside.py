@@ -167,10 +167,10 @@ def row(who: Crowd, seconds: float) -> tuple[str, ...]:
         os.sched_setaffinity(0, {server_on, *others})
     return (
         who.name,
-        *(f"{alone.percentile(share):.3g}" for share in (50, 99)),
-        *(f"{beside.percentile(share):.3g}" for share in (50, 99, 100)),
+        *(f"{alone.percentile(share):.1f}" for share in (50, 99)),
+        *(f"{beside.percentile(share):.1f}" for share in (50, 99, 100)),
         f"{beside.percentile(99) / alone.percentile(99):.2g}",
-        f"{after:.2g}",
+        f"{after:.1f}",
         f"{len(beside.seconds)}",
         f"{len(beside.failures)}" + (f" ({', '.join(sorted(set(beside.failures)))})" if beside.failures else ""),
         f"{beside.wrong}",

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -104,6 +105,24 @@ def test_floods(bounds: Bounds, said: bytes) -> None:
             bounds.others_are_answered()
             assert bounds.grown < 500
         bounds.are_as_before()
+
+
+def test_calls_given_up_again_and_again(bounds: Bounds) -> None:
+    """What waits for the event loop is bounded, though its callers come faster than it is looked at."""
+
+    def come() -> None:
+        for _ in range(30):
+            with crowd(bounds.server.address, 10, GREETING + FLOODS["calls given up at once"]):
+                pass
+        bounds.others_are_answered()
+
+    with ThreadPoolExecutor(1) as pool:
+        over = pool.submit(come)
+        while not over.done():
+            assert bounds.grown < 500
+            time.sleep(0.02)
+        over.result()
+    bounds.are_as_before()
 
 
 def test_slow_readers_of_calls(local: LocalClient) -> None:

@@ -527,7 +527,7 @@ class TestPage:
         write_page([AGAIN], tmp_path, tmp_path / "page.md")
         text = (tmp_path / "page.md").read_text()
         assert "| k = 1 | **39.4**: 37.8 to 39.1 |" in text
-        assert "0 of 7 are in theirs" in text
+        assert "0 of 7 are in their range" in text
 
     def test_every_seed_of_the_hard_set_is_there(self, tmp_path: Path) -> None:
         for run in dataclasses.replace(HARD, seeds=2).runs():

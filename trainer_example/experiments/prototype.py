@@ -49,6 +49,6 @@ def beside_prototype(results: Sequence[Result]) -> str:
     low, high = Mean.of(bases).range_of_one_more()
     return (
         "Beside the prototype, which had one model: its figure, and the range in which one more model of ours would be "
-        f"with 95 %. {inside} of {cells} are in theirs; those that are not are bold. Before training its pass@16 was "
+        f"with 95 %. {inside} of {cells} are in their range; what is not is bold. Before training its pass@16 was "
         f"{BASE_PASS_AT_16}, and the range is {low:.1f} to {high:.1f}.\n\n" + "\n".join(lines)
     )

@@ -8,8 +8,6 @@ may become: all but the one that began first, so that a process which is too lar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from grpc import aio
@@ -27,8 +25,8 @@ class Arrivals:
 
     def __init__(self, ceiling: Ceiling) -> None:
         self._ceiling = ceiling
-        # How each is given up.
-        self._awaited: dict[object, Callable[[Refusal], None]] = {}
+        # Who waits, in the order in which they began, and what is said to those that are given up.
+        self._waiting: dict[asyncio.Task[Any], Refusal | None] = {}
         self._looking: asyncio.TimerHandle | None = None
 
     def refusal(self) -> Overloaded | None:
@@ -37,64 +35,47 @@ class Arrivals:
             return None
         return Overloaded(f"the server has grown to max_memory_bytes = {self._ceiling.most}", "memory")
 
-    @contextmanager
-    def awaited(self, give_up: Callable[[Refusal], None]) -> Iterator[None]:
-        """A message is on its way meanwhile.
-
-        Args:
-            give_up: waits for it no longer; called in the event loop, at most once, with what is to be said of it.
-        """
-        this = object()
-        self._awaited[this] = give_up
-        if self._looking is None and self._ceiling.most:
-            self._looking = asyncio.get_running_loop().call_later(LOOKING_SECONDS, self._look)
-        try:
-            yield
-        finally:
-            self._awaited.pop(this, None)
-
     async def message(self, context: Any, seconds: float | None = None) -> bytes | None:
-        """The message of a call, as bytes; None where it ends without one.
+        """The next message of a call, as bytes; None where it ends without one.
 
         Args:
-            context: the call, of which nothing has been read.
+            context: the call.
             seconds: how long it may take; None for as long as the caller waits.
 
         Raises:
             Overloaded: the process has become as large as it may meanwhile.
             DeadlinePassed: it has not come in time.
         """
-        read = asyncio.ensure_future(context.read())
-        said: list[Refusal] = []
-
-        def give_up(refusal: Refusal) -> None:
-            if not read.done():
-                said.append(refusal)
-                read.cancel()
-
-        late = None
-        if seconds is not None:
-            late = asyncio.get_running_loop().call_later(seconds, give_up, DeadlinePassed())
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._waiting[task] = None
+        if self._looking is None and self._ceiling.most:
+            self._looking = loop.call_later(LOOKING_SECONDS, self._look)
+        late = None if seconds is None else loop.call_later(seconds, self._give_up, task, DeadlinePassed())
         try:
-            with self.awaited(give_up):
-                raw = await read
+            raw = await context.read()
         except asyncio.CancelledError:
-            if not said:
+            refusal = self._waiting[task]
+            if refusal is None:
                 raise
-            raise said[0] from None
+            raise refusal from None
         finally:
+            del self._waiting[task]
             if late is not None:
                 late.cancel()
         return None if raw is aio.EOF else raw
 
     def _look(self) -> None:
         self._looking = None
-        if not self._awaited:
+        if not self._waiting:
             return
         self._looking = asyncio.get_running_loop().call_later(LOOKING_SECONDS, self._look)
         refusal = self.refusal()
-        if refusal is None:
-            return
-        _, *others = self._awaited
-        for each in others:
-            self._awaited.pop(each)(refusal)
+        if refusal is not None:
+            for task in tuple(self._waiting)[1:]:
+                self._give_up(task, refusal)
+
+    def _give_up(self, task: asyncio.Task[Any], refusal: Refusal) -> None:
+        if self._waiting[task] is None:
+            self._waiting[task] = refusal
+            task.cancel()

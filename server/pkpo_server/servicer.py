@@ -81,7 +81,7 @@ class RewardTransformServicer:
             metrics.GET_SERVER_INFO: unary(self._get_server_info),
         }
         known = grpc.method_handlers_generic_handler(SERVICE, handlers)
-        return _Gate(known, self._refusal_unread, self._turn_away)
+        return _Gate(known, self._refusal_unread, self._refuse_unread)
 
     def _refusal_unread(self, metadata: Metadata | None) -> Refusal | None:
         if self._tokens is not None and self._tokens.grant(metadata) is None:
@@ -89,10 +89,8 @@ class RewardTransformServicer:
         # Once nothing is open, no call would make room for another.
         return self._arrivals.refusal() if self._admission.open_calls else None
 
-    async def _turn_away(self, refusal: Refusal, method: str, context: Any) -> None:
-        await self._refuse_unread(refusal, self._caller(method, context), context)
-
-    async def _refuse_unread(self, refusal: Refusal, caller: Caller, context: Any) -> NoReturn:
+    async def _refuse_unread(self, refusal: Refusal, method: str, context: Any) -> NoReturn:
+        caller = self._caller(method, context)
         self._account_unread(refusal, caller)
         await _abort(context, caller, refusal)
 
@@ -107,9 +105,9 @@ class RewardTransformServicer:
             stream.drain()
 
     async def _get_server_info(self, _: Any, context: Any) -> bytes:
-        caller = self._caller(metrics.GET_SERVER_INFO, context)
         if self._info is None:
-            return await self._refuse_unread(Withheld(), caller, context)
+            return await self._refuse_unread(Withheld(), metrics.GET_SERVER_INFO, context)
+        caller = self._caller(metrics.GET_SERVER_INFO, context)
         started = time.perf_counter()
         try:
             tenant = self._admit(caller)

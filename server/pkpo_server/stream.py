@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from grpc import aio
-
 from pkpo_server import codec
 from pkpo_server.arrivals import Arrivals
 from pkpo_server.exchange import STREAM_MESSAGE, Caller, Exchange, Means
@@ -54,7 +52,6 @@ class Stream:
         self._reader: asyncio.Task[None] | None = None
         self._idle = False
         self._draining = False
-        self._given_up: Refusal | None = None
         self._failure: BaseException | None = None
 
     async def serve(self) -> None:
@@ -104,9 +101,9 @@ class Stream:
             self._idle = True
             await self._room.acquire()
             await self._means.computation.room(tenant, received)
-            raw = await self._message()
+            raw = await self._arrivals.message(self._context)
             self._idle = False
-            if raw is aio.EOF:
+            if raw is None:
                 return
             if self._tokens is not None:
                 grant = self._tokens.grant(self._caller.metadata)
@@ -128,21 +125,6 @@ class Stream:
             task = asyncio.create_task(self._compute(exchange))
             self._computing.add(task)
             task.add_done_callback(self._computed)
-
-    async def _message(self) -> Any:
-        """The next message, as bytes, or the end of all."""
-        try:
-            with self._arrivals.awaited(self._give_up):
-                return await self._context.read()
-        except asyncio.CancelledError:
-            if self._given_up is None:
-                raise
-            raise self._given_up from None
-
-    def _give_up(self, refusal: Refusal) -> None:
-        assert self._reader is not None
-        self._given_up = refusal
-        self._reader.cancel()
 
     async def _compute(self, exchange: Exchange) -> None:
         try:

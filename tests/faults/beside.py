@@ -21,11 +21,10 @@ import numpy as np
 
 from benchmarks import page
 from benchmarks.table import markdown
-from faults.crowds import ESTIMATES, FLOODS, GREETING, LARGE_ANSWERS, crowd, streams
+from faults.crowds import ESTIMATES, FLOODS, GREETING, LARGE_ANSWERS, MIB, crowd, streams
 from live_server import LiveServer
 from pkpo_client import Client, LocalClient, PkpoError
 
-MIB = 2**20
 BATCHES = tuple(np.random.default_rng(0).random(shape) for shape in ((4, 8), (256, 16), (1024, 16)))
 K = 4
 PAUSE_SECONDS = 0.005
@@ -154,8 +153,7 @@ def row(who: Crowd, seconds: float) -> tuple[str, ...]:
     server_on, *others = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {server_on})
     try:
-        server = LiveServer("--threads", "1", *who.flags)
-        with server:
+        with LiveServer("--threads", "1", *who.flags) as server:
             os.sched_setaffinity(0, {(others or [server_on])[0]})
             with Client(server.address, timeout=TIMEOUT_SECONDS) as client, LocalClient() as local:
                 made(client, local, seconds / 5)

@@ -17,6 +17,7 @@ from fuzz.service import ESTIMATE, STREAM
 from fuzz.sockets import CONTINUATION, DATA, HEADERS, PING, PREFACE, SERVICE, SETTINGS, frame, headers
 from pkpo.v1 import reward_transform_pb2 as pb
 
+MIB = 2**20
 HOST = "127.0.0.3"
 RST_STREAM, END_STREAM, END_HEADERS = 3, 1, 4
 GREETING = PREFACE + frame(SETTINGS, 0, 0, b"")
@@ -88,8 +89,6 @@ FLOODS = {
         for i in range(1000)
     ),
 }
-
-
 GROUPS = pb.RewardGroups(f32=pb.FloatValues(values=[1.0] * 3500), group_size=2)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 
-from trainer_example.experiments import prototype
 from trainer_example.experiments.claims import CLAIMS, OPPOSITE, SHOWN, UNDECIDED, Claim, Finding, findings, next_to
 from trainer_example.experiments.pictures import write_pictures
-from trainer_example.experiments.plan import ANNEALED, BY_K, HARD, Experiment, K
+from trainer_example.experiments.plan import AGAIN, ANNEALED, BY_K, HARD, Experiment, K
+from trainer_example.experiments.prototype import beside_prototype
 from trainer_example.experiments.results import SOLVED, Result, results_of
 from trainer_example.experiments.statistics import Mean
 
@@ -225,7 +225,7 @@ def _experiment(experiment: Experiment, results: Sequence[Result], beside: Path)
         _best(experiment, results),
         _steps_of_k(experiment, results),
         _seed_by_seed(results) if experiment.name == HARD.name else "",
-        prototype.beside_prototype(results) if experiment.name == prototype.EXPERIMENT else "",
+        beside_prototype(results) if experiment.name == AGAIN.name else "",
         _switches(results),
     ]
     parts += [

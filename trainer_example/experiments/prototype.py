@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer_example.experiments.plan import AGAIN, ANNEALED, TZSM, K
+from trainer_example.experiments.plan import ANNEALED, TZSM, K
 from trainer_example.experiments.results import SOLVED, Result
 from trainer_example.experiments.statistics import Mean
 
-EXPERIMENT = AGAIN.name
 FIGURES = (*(f"pass@{k}" for k in K), SOLVED, "entropy")
 # Shares in percent, entropy in nats.
 PROTOTYPE = {

@@ -46,16 +46,17 @@ class Mean:
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Student's confidence interval; NaN with one seed."""
-        if self.n < 2:
-            return math.nan, math.nan
-        reach = self.error * float(student.ppf((1 + confidence) / 2, self.n - 1))
-        return self.value - reach, self.value + reach
+        return self._within(self.error, confidence)
 
     def range_of_one_more(self, confidence: float = 0.95) -> tuple[float, float]:
         """Student's prediction interval, in which the value of another seed would be; NaN with one seed."""
+        return self._within(self.error * math.sqrt(self.n + 1), confidence)
+
+    def _within(self, error: float, confidence: float) -> tuple[float, float]:
+        """What is no further from the mean than Student's t allows for such an error."""
         if self.n < 2:
             return math.nan, math.nan
-        reach = self.error * math.sqrt(self.n + 1) * float(student.ppf((1 + confidence) / 2, self.n - 1))
+        reach = error * float(student.ppf((1 + confidence) / 2, self.n - 1))
         return self.value - reach, self.value + reach
 
 

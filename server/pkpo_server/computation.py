@@ -177,6 +177,19 @@ class Computation:
         """The size of the messages that wait or are computed, or whose answers wait for their callers."""
         return self._bytes.held
 
+    def at_once(self, tenant: str) -> None:
+        """Lets a small batch be computed on the event loop.
+
+        Raises:
+            Overloaded: there is no room, and most of what its tenant holds are answers that nobody takes.
+        """
+        if self._bytes.crowded_by(tenant):
+            raise Overloaded(
+                f"{self._bytes.held} bytes are being answered, or their answers were not taken;"
+                f" max_bytes_in_flight = {self._bytes.limit}",
+                "memory",
+            )
+
     async def in_thread(self, demand: Demand, patience: Patience, work: Callable[[], _Result]) -> tuple[_Result, Hold]:
         """The result of `work`, computed beside the event loop when it is its tenant's turn, and its room.
 

@@ -168,6 +168,7 @@ class Exchange:
             self._parse()
             if self._message_bytes > INLINE_BYTES or self.request.visits > INLINE_VISITS:
                 return None
+            self._means.computation.at_once(self.tenant)
             done = self._done()
         except Exception as error:
             raise self._refused(error) from error

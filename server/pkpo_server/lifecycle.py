@@ -64,6 +64,9 @@ REFUSED_STREAMS = 256
 LEAST_PENDING, PENDING_TIMES = 4096, 4
 # So many of the largest requests wait or are computed, where nothing else is set.
 REQUESTS_IN_FLIGHT = 8
+# And no more of the ceiling than lets a process stay below it, from 256 MiB on: an answer that waits for its caller
+# takes twice its size, and a process that does nothing takes 170 MiB.
+SHARE_IN_FLIGHT = 1 / 6
 # How long a thread that computes may hold the GIL while the event loop wants it: five times as long by itself.
 SWITCH_SECONDS = 0.001
 # Many workers in a small container would refuse everything as soon as they have loaded what they need.
@@ -130,7 +133,8 @@ class Server:
         self._certificates = Certificates.of(settings, log)
         self._tokens = Tokens(settings.tokens, log) if settings.tokens is not None else None
         threads = settings.threads or default_threads(settings.workers)
-        most_bytes = settings.max_bytes_in_flight or REQUESTS_IN_FLIGHT * settings.max_message_bytes
+        most = default_ceiling(settings.workers) if settings.max_memory_bytes is None else settings.max_memory_bytes
+        most_bytes = settings.max_bytes_in_flight or _bytes_in_flight(settings.max_message_bytes, most)
         most_rewards = settings.max_rewards_in_flight or REQUESTS_IN_FLIGHT * settings.max_rewards
         self._computation = Computation(threads, most_bytes, most_rewards)
         self._admission = Admission(settings.max_concurrent_rpcs)
@@ -145,7 +149,6 @@ class Server:
         metrics = Metrics(registry, runs, self._levels)
         metrics.capacity(settings.max_concurrent_rpcs, most_bytes, threads)
         self._means = Means(limits, self._computation, metrics, self._refusals)
-        most = default_ceiling(settings.workers) if settings.max_memory_bytes is None else settings.max_memory_bytes
         self._ceiling = Ceiling(most)
         self._arrivals = Arrivals(self._ceiling)
         self._servicer = RewardTransformServicer(
@@ -383,6 +386,11 @@ def run_place(
 def _why_ended(tasks: Iterable[asyncio.Task[None]]) -> str:
     (ended, *_) = (task for task in tasks if task.done())
     return "it was cancelled" if ended.cancelled() else repr(ended.exception())
+
+
+def _bytes_in_flight(max_message_bytes: int, ceiling: int) -> int:
+    most = REQUESTS_IN_FLIGHT * max_message_bytes
+    return max(max_message_bytes, min(most, int(SHARE_IN_FLIGHT * ceiling))) if ceiling else most
 
 
 def _options(settings: Settings, shared: bool) -> list[tuple[str, int]]:

@@ -173,7 +173,8 @@ class Settings:
     max_bytes_in_flight: int | None = _number(
         None,
         "Size of the messages in each worker that wait for a thread, are computed, or whose answers were not taken yet;"
-        " more are refused with RESOURCE_EXHAUSTED. By itself, 8 times `max_message_bytes`.",
+        " more are refused with RESOURCE_EXHAUSTED. By itself, 8 times `max_message_bytes`; where a sixth of"
+        " `max_memory_bytes` is less, that, but never less than one message.",
         _KIB,
         2**40,
         "bytes",

@@ -124,24 +124,30 @@ def test_calls_given_up_again_and_again(bounds: Bounds) -> None:
     bounds.are_as_before()
 
 
-def test_slow_readers_of_calls(local: LocalClient) -> None:
-    """What they leave unread is bounded by max_memory_bytes: beyond it calls are refused before they are read."""
-    with LiveServer("--max-memory-bytes", str(400 * MIB)) as server, Client(server.address) as client:
+LITTLE_ROOM = ("--max-bytes-in-flight", str(16 * MIB), "--max-message-bytes", str(4 * MIB))
+
+
+@pytest.mark.parametrize("flags", [LITTLE_ROOM, ("--max-memory-bytes", str(400 * MIB))], ids=["bytes", "memory"])
+def test_slow_readers_of_calls(local: LocalClient, flags: tuple[str, str]) -> None:
+    """What they leave unread is bounded by max_bytes_in_flight, beyond which they are refused, and others are not."""
+    with LiveServer(*flags) as server, Client(server.address) as client:
         bounds = Bounds(server, client, local)
         with crowd(server.address, 100, GREETING + ESTIMATES):
             poll(lambda: sum(ended(server).values()) == 400, "answers")
             assert ended(server)["RESOURCE_EXHAUSTED"] > 0
-            assert bounds.grown < 400
+            for _ in range(20):
+                bounds.others_are_answered()
+            held = server.metrics()
+            assert held["pkpo_held_bytes"] < held["pkpo_held_bytes_limit"] + MIB
+            assert held['pkpo_refused_total{reason="memory"}'] == ended(server)["RESOURCE_EXHAUSTED"]
+            assert bounds.grown < 2.5 * held["pkpo_held_bytes_limit"] / MIB + 20
         poll(lambda: bounds.descriptors <= 0, "descriptors given back")
         bounds.are_as_before()
 
 
 def test_slow_readers_of_streams(local: LocalClient) -> None:
     """What they leave unread is bounded by max_bytes_in_flight: beyond it their messages are not read."""
-    with (
-        LiveServer("--max-bytes-in-flight", str(16 * MIB), "--max-message-bytes", str(4 * MIB)) as server,
-        Client(server.address) as client,
-    ):
+    with LiveServer(*LITTLE_ROOM) as server, Client(server.address) as client:
         bounds = Bounds(server, client, local)
         with crowd(server.address, 100, GREETING + LARGE_ANSWERS):
             poll(lambda: server.metrics()["pkpo_open_streams"] == 100, "streams")

@@ -59,7 +59,7 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 # Above what is admitted, since a refusal of ours says when to come back, and one of the transport's does not. With
 # grpcio 1.72 a call that was refused also keeps its stream until the garbage collector has come by.
 REFUSED_STREAMS = 256
-# By itself gRPC cancels calls without a word when more than a thousand wait for the event loop. Each takes some 30 KB,
+# By itself gRPC cancels calls without a word when more than a thousand wait for the event loop. Each takes some 20 KB,
 # given up or not: so many may wait as are all answered within two seconds.
 LEAST_PENDING, PENDING_TIMES = 4096, 4
 # So many of the largest requests wait or are computed, where nothing else is set.

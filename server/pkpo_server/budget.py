@@ -26,10 +26,6 @@ class Budget:
         little = self._held_by.get(tenant, 0) + amount <= self.limit * _LITTLE
         return little and self.held + amount <= self.limit * _RESERVE
 
-    def crowded_by(self, tenant: str) -> bool:
-        """Whether all of it is taken, and a tenant holds so much that it has no part in what is beyond."""
-        return self.held > self.limit and self._held_by.get(tenant, 0) > self.limit * _LITTLE
-
     def take(self, tenant: str, amount: int) -> None:
         """A tenant holds so much more."""
         self.held += amount

@@ -139,8 +139,7 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Seeker:
-    tenant: str
-    message_bytes: int
+    fits: Callable[[], bool]
     found: asyncio.Future[None]
 
 
@@ -158,6 +157,7 @@ class Computation:
         self._pool = _started(threads)
         self._queue: FairQueue[_Piece] = FairQueue()
         self._bytes = Budget(most_bytes)
+        self._unread = Budget(most_bytes)
         self._rewards = Budget(most_rewards)
         self._room_seekers: dict[int, _Seeker] = {}
         self._pace = Pace()
@@ -177,16 +177,16 @@ class Computation:
         """The size of the messages that wait or are computed, or whose answers wait for their callers."""
         return self._bytes.held
 
-    def at_once(self, tenant: str) -> None:
+    def at_once(self, caller: str) -> None:
         """Lets a small batch be computed on the event loop.
 
         Raises:
-            Overloaded: there is no room, and most of what its tenant holds are answers that nobody takes.
+            Overloaded: callers, and this one more than a little, have not taken their answers.
         """
-        if self._bytes.crowded_by(tenant):
+        if not self._unread.fits(caller, 0):
             raise Overloaded(
-                f"{self._bytes.held} bytes are being answered, or their answers were not taken;"
-                f" max_bytes_in_flight = {self._bytes.limit}",
+                f"answers of {self._unread.held} bytes wait for their callers; max_bytes_in_flight ="
+                f" {self._unread.limit}",
                 "memory",
             )
 
@@ -221,18 +221,20 @@ class Computation:
 
     def hold(self, tenant: str, message_bytes: int) -> Hold:
         """Counts a message as held by a tenant, until it is told that it is no longer."""
-        self._bytes.take(tenant, message_bytes)
-        return Hold(partial(self._give_back, tenant, message_bytes))
+        return self._held(self._bytes, tenant, message_bytes)
+
+    def unread(self, caller: str, answer_bytes: int) -> Hold:
+        """Counts an answer as not taken by its caller, until it is told that it was. Not by run: who reads nothing
+        could name a thousand."""
+        return self._held(self._unread, caller, answer_bytes)
 
     async def room(self, tenant: str, message_bytes: int) -> None:
         """Returns once there is room for a message of a tenant's."""
-        while not self._bytes.fits(tenant, message_bytes):
-            seeker = _Seeker(tenant, message_bytes, asyncio.get_running_loop().create_future())
-            self._room_seekers[id(seeker)] = seeker
-            try:
-                await seeker.found
-            finally:
-                self._room_seekers.pop(id(seeker), None)
+        await self._until(partial(self._bytes.fits, tenant, message_bytes))
+
+    async def taken(self, caller: str) -> None:
+        """Returns once a caller has taken its answers, but for a few."""
+        await self._until(partial(self._unread.fits, caller, 0))
 
     def stop(self) -> None:
         """Takes no more work."""
@@ -316,11 +318,31 @@ class Computation:
             piece.result.set_exception(error)
         self._start(piece.result.get_loop())
 
-    def _give_back(self, tenant: str, message_bytes: int) -> None:
-        self._bytes.give_back(tenant, message_bytes)
+    def _held(self, budget: Budget, tenant: str, amount: int) -> Hold:
+        budget.take(tenant, amount)
+        return Hold(partial(self._give_back, budget, tenant, amount))
+
+    async def _until(self, fits: Callable[[], bool]) -> None:
+        while not fits():
+            seeker = _Seeker(fits, asyncio.get_running_loop().create_future())
+            self._room_seekers[id(seeker)] = seeker
+            try:
+                await seeker.found
+            except asyncio.CancelledError:
+                if seeker.found.done() and not seeker.found.cancelled():
+                    self._let_next_in()
+                raise
+            finally:
+                self._room_seekers.pop(id(seeker), None)
+
+    def _give_back(self, budget: Budget, tenant: str, amount: int) -> None:
+        budget.give_back(tenant, amount)
+        self._let_next_in()
+
+    def _let_next_in(self) -> None:
         # One at a time, in the order in which they came: each gives way to the next when what it reads has left.
         for seeker in tuple(islice(self._room_seekers.values(), MOST_SEEKERS)):
-            if self._bytes.fits(seeker.tenant, seeker.message_bytes):
+            if seeker.fits():
                 del self._room_seekers[id(seeker)]
                 if not seeker.found.done():
                     seeker.found.set_result(None)

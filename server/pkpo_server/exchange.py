@@ -6,7 +6,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -54,11 +54,16 @@ class Caller:
     deadline: float | None
     metadata: Iterable[tuple[str, str | bytes]]
     grant: Grant
+    _host: str = field(default="", init=False)
 
     @property
     def tenant(self) -> str:
         """Who shares the server with others: the name of the token, else the host that calls, which may be a proxy."""
-        return f"token {self.grant.name}" if self.grant.name else f"host {peer_host(self.peer())}"
+        if self.grant.name:
+            return f"token {self.grant.name}"
+        if not self._host:
+            self._host = f"host {peer_host(self.peer())}"
+        return self._host
 
 
 @dataclass(slots=True)
@@ -127,6 +132,7 @@ class Exchange:
         "_raw",
         "_reading_seconds",
         "_started",
+        "_unread",
         "request",
     )
 
@@ -138,6 +144,7 @@ class Exchange:
         self._message_bytes = len(raw)
         self._message: Any = None
         self._hold: Hold | None = None
+        self._unread: Hold | None = None
         self._patience = Patience(caller.deadline)
         self._reading_seconds = 0.0
         self._started = time.perf_counter()
@@ -152,15 +159,19 @@ class Exchange:
 
     def hold(self, answer: bytes) -> None:
         """Counts an answer as held, until it is `sent`: in place of its request, where it is larger."""
+        computation = self._means.computation
+        self._unread = computation.unread(self._caller.tenant, len(answer))
         if self._hold is not None and len(answer) <= self._message_bytes:
             return
-        self.sent()
-        self._hold = self._means.computation.hold(self.tenant, len(answer))
+        if self._hold is not None:
+            self._hold.end()
+        self._hold = computation.hold(self.tenant, len(answer))
 
     def sent(self) -> None:
         """The answer has left, or nobody is there to take it."""
-        if self._hold is not None:
-            self._hold.end()
+        for hold in (self._hold, self._unread):
+            if hold is not None:
+                hold.end()
 
     def now(self) -> bytes | None:
         """The answer's bytes, where it is cheap enough to work it out on the event loop; otherwise None."""
@@ -168,7 +179,8 @@ class Exchange:
             self._parse()
             if self._message_bytes > INLINE_BYTES or self.request.visits > INLINE_VISITS:
                 return None
-            self._means.computation.at_once(self.tenant)
+            if self.request.sequence is None:
+                self._means.computation.at_once(self._caller.tenant)
             done = self._done()
         except Exception as error:
             raise self._refused(error) from error

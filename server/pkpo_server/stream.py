@@ -113,6 +113,7 @@ class Stream:
             exchange = Exchange(self._means, self._caller, STREAM_MESSAGE, raw)
             received = len(raw)
             del raw
+            await self._means.computation.taken(self._caller.tenant)
             try:
                 answer = exchange.now()
             except Refusal as refusal:

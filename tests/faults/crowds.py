@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 from google.protobuf.message import Message
 
-from fuzz.service import ESTIMATE, STREAM
+from fuzz.service import ESTIMATE, STREAM, TRANSFORM
 from fuzz.sockets import CONTINUATION, DATA, HEADERS, PING, PREFACE, SERVICE, SETTINGS, frame, headers
 from pkpo.v1 import reward_transform_pb2 as pb
 
@@ -100,6 +100,11 @@ def called(method: str, stream: int, *messages: Message) -> bytes:
     )
 
 
+def _of_run(number: int) -> Message:
+    return pb.TransformRequest(k=[1], estimate_k=range(1, 33), groups=GROUPS, run_id=f"run-{number}")
+
+
 ESTIMATES = b"".join(called(ESTIMATE, i, pb.EstimateRequest(k=range(1, 33), groups=GROUPS)) for i in (1, 3, 5, 7))
+OF_MANY_RUNS = b"".join(called(TRANSFORM, i, _of_run(i)) for i in range(1, 200, 2))
 _REQUEST = pb.TransformRequest(k=[1], estimate_k=range(1, 33), groups=GROUPS)
 LARGE_ANSWERS = called(STREAM, 1, *(pb.TransformStreamRequest(sequence=i, request=_REQUEST) for i in range(4)))

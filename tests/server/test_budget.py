@@ -33,18 +33,6 @@ def test_one_tenant_cannot_take_what_is_kept_for_those_who_hold_little() -> None
     assert not budget.fits("d", 1), "a quarter more, and no further"
 
 
-def test_those_who_hold_little_crowd_nobody() -> None:
-    budget = Budget(LIMIT)
-    budget.take("a", LIMIT)
-    assert not budget.crowded_by("a"), "nobody lacks it"
-    budget.take("b", 125)
-    assert budget.crowded_by("a")
-    assert not budget.crowded_by("b")
-    assert not budget.crowded_by("c")
-    budget.take("b", 1)
-    assert budget.crowded_by("b")
-
-
 @pytest.mark.parametrize("amount", [LIMIT, 10 * LIMIT])
 def test_whoever_is_alone_is_let_in(amount: int) -> None:
     assert Budget(LIMIT).fits("a", amount)

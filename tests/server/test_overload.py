@@ -154,6 +154,50 @@ def test_work_whose_caller_is_gone_when_its_turn_comes_stops_nobody(busy: thread
     asyncio.run(run())
 
 
+def test_who_takes_no_answers_is_refused_and_others_are_not() -> None:
+    async def run() -> None:
+        computation = Computation(1, most_bytes=800, most_rewards=2**20)
+        for _ in range(8):
+            computation.at_once("hog")
+            computation.unread("hog", 100)
+        last = computation.unread("hog", 1)
+        with pytest.raises(Overloaded, match=r"801 bytes wait .* max_bytes_in_flight = 800"):
+            computation.at_once("hog")
+        for other in "b", "c":
+            computation.at_once(other)
+            computation.unread(other, 100)
+        with pytest.raises(Overloaded):
+            computation.at_once("d")  # a quarter more, and no further
+        last.end()
+        computation.at_once("d")
+        computation.stop()
+
+    asyncio.run(run())
+
+
+def test_streams_wait_in_turn_until_answers_are_taken() -> None:
+    async def run() -> None:
+        computation = Computation(1, most_bytes=800, most_rewards=2**20)
+        unread = [computation.unread("hog", 400) for _ in range(3)]
+        waiting = [asyncio.create_task(computation.taken("hog")) for _ in range(3)]
+        other = asyncio.create_task(computation.taken("b"))
+        await asyncio.sleep(0.01)
+        assert [task.done() for task in (*waiting, other)] == [False, False, False, False]
+        unread[0].end()
+        # Who was let in and goes away at once lets the next one in.
+        waiting[0].cancel()
+        await asyncio.sleep(0.01)
+        assert [task.done() for task in waiting] == [True, True, False]
+        unread[1].end()
+        await asyncio.sleep(0.01)
+        assert waiting[2].done()
+        unread[2].end()
+        await other
+        computation.stop()
+
+    asyncio.run(run())
+
+
 def test_a_flood_waits_for_itself_and_another_is_let_in_beside_it(busy: threading.Event) -> None:
     async def run() -> None:
         computation = Computation(1, most_bytes=2**20, most_rewards=2**20)

@@ -397,7 +397,7 @@ def bars(seen: Figures) -> Iterator[Result]:
         _against(flood.p99, seen.normal.p99, flood.p99_of_fifths),
         f"{flood.p99 * 1e3:.0f} ms of {seen.normal.p99 * 1e3:.0f}",
     )
-    # A flood's answers are of another mix than it asked for: small batches are computed at once, and never refused.
+    # A flood's answers are of another mix than it asked for: small batches are computed at once, not refused.
     of_kinds = [beside / alone for beside, alone in zip(flood.p99_of_kinds, seen.normal.p99_of_kinds, strict=True)]
     slowest = int(np.nanargmax(of_kinds))
     yield Result(

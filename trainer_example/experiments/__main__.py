@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import signal
 import sys
 import time
@@ -11,7 +10,16 @@ from pathlib import Path
 
 from trainer_example.experiments.lock import Locked, locked
 from trainer_example.experiments.page import write_page
-from trainer_example.experiments.plan import EXPERIMENTS, QUICK_SEEDS, SEEDS, Experiment, Run, quick, runs_of
+from trainer_example.experiments.plan import (
+    EXPERIMENTS,
+    QUICK_SEEDS,
+    SEEDS,
+    Experiment,
+    Run,
+    quick,
+    runs_of,
+    with_seeds,
+)
 from trainer_example.experiments.results import Result, result_of
 from trainer_example.experiments.work import do_all
 from trainer_example.observed import running_server
@@ -27,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     experiments = [quick(experiment) if options.quick else experiment for experiment in EXPERIMENTS]
     if options.seeds is not None:
-        experiments = [dataclasses.replace(experiment, seeds=options.seeds) for experiment in experiments]
+        experiments = [with_seeds(experiment, options.seeds) for experiment in experiments]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server ends too
     if not options.page_only:
         try:
@@ -52,7 +60,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     names = [experiment.name for experiment in EXPERIMENTS]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="few steps: to see that everything works")
-    parser.add_argument("--seeds", type=int, metavar="N", help=f"of each run ({SEEDS}; with --quick {QUICK_SEEDS})")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help=f"of each run ({SEEDS} or more; with --quick {QUICK_SEEDS})"
+    )
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="runs at a time, a core each (2)")
     parser.add_argument("--folder", type=Path, metavar="FOLDER", help=f"of results and warm starts ({FOLDER})")
     parser.add_argument("--page", type=Path, metavar="FILE", help="to write; default: docs/results.md")

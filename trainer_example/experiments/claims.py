@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from trainer_example.experiments.plan import ANALYTIC, ANNEALED, BY_K, ENTROPY, HARD_ENTROPY, TZSM, K
+from trainer_example.experiments.plan import ANALYTIC, ANNEALED, BY_K, ENTROPY, HARD_ENTROPY, LARGER_ENTROPY, TZSM, K
 from trainer_example.experiments.results import SOLVED, Result
 from trainer_example.experiments.statistics import Mean, holm
 
@@ -126,6 +126,20 @@ CLAIMS = (
         for claim in _FIRST
         if claim.experiment == "ambiguous" and claim.number in ("C1", "C2", "C4")
     ),
+    *(
+        Claim("bonus", "again", figure, (_K8,), tuple(LARGER_ENTROPY))
+        for figure in ("pass@8", "pass@16", SOLVED, "pass@1")
+    ),
+    *(
+        replace(claim, number="after", experiment="again")
+        for claim in _FIRST
+        if claim.experiment == "ambiguous" and claim.number in ("C5", "base")
+    ),
+    *(_one("after", "sums", figure, _K8, _K1) for figure in ("pass@1", "max@1")),
+    _one("after", "fog", "pass@1", _K1, BASE),
+    _one("after", "digits", "pass@16", _K1, BASE),
+    _one("after", "ambiguous", "pass@16", _K1, BASE),
+    _one("after", "again", "pass@16", _K1, BASE),
 )
 
 

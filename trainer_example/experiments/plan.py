@@ -20,6 +20,8 @@ K = (1, 2, 4, 8, 16)
 TZSM = "k = 16 (TZSM)"
 BY_K = {f"k = {k}": f"k:{k}" for k in K[:-1]} | {TZSM: "tzsm"}
 ENTROPY = {f"entropy {c}": f"entropy:{c}" for c in PUBLISHED_ENTROPY_COEFFICIENTS}
+# Where rewards are averaged over a group of 16, the published ones weigh as much as 0.016 to 1.6 do here.
+LARGER_ENTROPY = {f"entropy {c:g}": f"entropy:{c:g}" for c in (0.1, 0.3, 1.0)}
 ANALYTIC = {f"Pass@k analytic, k = {k}": f"passk_analytic:{k}" for k in (8, 1)}
 EXPLORING = "k = 8"
 ANNEALED = "8, then 1"
@@ -129,9 +131,10 @@ AGAIN = dataclasses.replace(
     AMBIGUOUS,
     name="again",
     title="Ambiguous prompts, once more",
-    text="The same task with eight seeds that are none of those above, for every k and what is annealed.",
+    text="The same task with eight seeds that are none of those above, for every k and what is annealed; and, planned "
+    "later, for entropy bonuses that begin with the largest of those above.",
     options={**AMBIGUOUS.options, "evaluate_every": 200},
-    methods={**BY_K, ANNEALED: AT_SWITCH},
+    methods={**BY_K, **LARGER_ENTROPY, ANNEALED: AT_SWITCH},
     seeds=8,
     version=4,
 )
@@ -187,6 +190,11 @@ def quick(experiment: Experiment) -> Experiment:
     """The same with few steps and seeds: to see that everything works, not what comes out."""
     options = {"steps": 40, "evaluate_every": 20, "evaluation_prompts": 100, "warm_start_steps": 100}
     return dataclasses.replace(experiment, options={**experiment.options, **options}, seeds=QUICK_SEEDS)
+
+
+def with_seeds(experiment: Experiment, seeds: int) -> Experiment:
+    """The same with fewer seeds or with more: more of some never takes planned ones from another."""
+    return dataclasses.replace(experiment, seeds=max(seeds, experiment.seeds) if seeds > SEEDS else seeds)
 
 
 def runs_of(experiments: Sequence[Experiment]) -> list[Run]:

@@ -10,7 +10,7 @@ import transformers
 
 SOURCES = Path(__file__).parents[1]
 # No result is made by them.
-SHOWING = {f"experiments/{name}.py" for name in ("claims", "page", "pictures", "prototype", "statistics")}
+SHOWING = {f"experiments/{name}.py" for name in ("claims", "page", "pictures", "prototype", "statistics", "yardsticks")}
 
 
 def provenance(sources: Path = SOURCES) -> dict[str, str]:

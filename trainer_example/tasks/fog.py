@@ -79,8 +79,26 @@ class Fog(Task):
         seen, _ = self._maze(generator)
         while _prompt(seen) in self.held_out:
             seen, _ = self._maze(generator)
-        clear = np.flatnonzero(~(seen == WALL)[self._cells].any(1))
+        clear = np.flatnonzero(self._clear(seen))
         return _prompt(seen), self._ways[generator.choice(clear)]
+
+    def chances(self, problem: Problem) -> dict[str, float]:
+        """Of being right, for policies that no training makes: blind to the maze, or with an eye for some of it."""
+        seen = np.array(list(problem.prompt[: self._size**2]))
+        right = ~np.array(problem.reference)[self._cells].any(1)
+        clear, fog = self._clear(seen), (seen == FOG)[self._cells].sum(1)
+        least = clear & (fog == fog[clear].min())
+        drawn_from = {
+            "any way": np.ones_like(clear),
+            "any way that meets no wall that is seen": clear,
+            "such a way with the least fog": least,
+        }
+        return {name: float(right[ways].mean()) for name, ways in drawn_from.items()}
+
+    def _clear(self, seen: NDArray[np.str_]) -> NDArray[np.bool_]:
+        """Which ways meet no wall that is seen."""
+        clear: NDArray[np.bool_] = ~(seen == WALL)[self._cells].any(1)
+        return clear
 
 
 def _all_ways(size: int) -> list[str]:

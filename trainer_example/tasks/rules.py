@@ -43,6 +43,9 @@ HINTS = string.ascii_lowercase[:16]
 
 AMBIGUOUS_CHANCES = (0.40, 0.22, 0.14, 0.10, 0.08, 0.06)
 UNLIKELY = 0.1  # of a simple rule that a class does not draw from, among its demonstrations; of one it does, 1
+_LIKELY = len(AMBIGUOUS_CHANCES)
+# Of each rule that a class draws from, among its demonstrations.
+DEMONSTRATED_CHANCES = (1 / (_LIKELY + UNLIKELY * (len(SIMPLE) - _LIKELY)),) * _LIKELY
 HARD_CHANCES = (0.2, 0.8)
 WRONG_DIGITS = 0.65  # the share of random digits in the demonstration of a composition
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import multiprocessing
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,10 @@ from trainer_example.experiments.plan import (
 from trainer_example.experiments.provenance import PROVENANCE, SHOWING, SOURCES, provenance
 from trainer_example.experiments.results import SOLVED, Result
 from trainer_example.experiments.statistics import Mean, holm
+from trainer_example.experiments.yardsticks import best_chances, solved
 from trainer_example.metrics import METRICS_FILE
 from trainer_example.tasks import Problem, Task, task_named
+from trainer_example.tasks.fog import WALL, Fog
 from trainer_example.tasks.rules import Rules
 from trainer_example.train import Interrupted, train
 
@@ -253,6 +256,44 @@ class TestFog:
         for prompt, way in task.demonstrations(np.random.default_rng(0), 50):
             cells = [way[:steps].count("D") * 5 + way[:steps].count("R") for steps in range(9)]
             assert "#" not in [prompt[cell] for cell in cells]
+
+
+class TestYardsticks:
+    @pytest.mark.parametrize("k", [1, 2, 4, 8, 16])
+    def test_no_chances_are_better_than_the_best(self, k: int) -> None:
+        best = best_chances(k)
+        assert sum(best) == pytest.approx(1)
+        assert min(best) >= 0
+        others = np.random.default_rng(k).dirichlet(np.full(6, 0.5), 2000)
+        assert max(solved(other, k) for other in others) <= solved(best, k)
+        # Near the best they are nearly as good, so that it is no corner that nothing comes close to.
+        near = np.random.default_rng(k).dirichlet(2000 * np.array(best) + 1e-3)
+        assert solved(near, k) == pytest.approx(solved(best, k), abs=0.01)
+
+    def test_the_chances_in_a_maze_are_those_of_answering_so(self) -> None:
+        task = Fog(train_prompts=1, test_prompts=50)
+        ways = [a + b for a in map("".join, product("RD", repeat=4)) for b in map("".join, product("RD", repeat=4))]
+        for problem in task.test:
+            rewards = [task.reward(problem, way) for way in ways if way.count("R") == 4]
+            chances = task.chances(problem)
+            assert chances["any way"] == pytest.approx(sum(rewards) / len(rewards))
+            assert sum(rewards) > 0
+            assert chances["any way that meets no wall that is seen"] >= chances["any way"]
+
+    def test_demonstrations_are_as_good_as_any_way_that_meets_no_wall_that_is_seen(self) -> None:
+        task = Fog(train_prompts=1, test_prompts=1)
+        shown = task.demonstrations(np.random.default_rng(0), 200)
+        for prompt, _ in shown:
+            without_surprises = Problem(prompt, [cell == WALL for cell in prompt[:25]])
+            assert task.chances(without_surprises)["any way that meets no wall that is seen"] == 1
+
+    def test_they_stand_under_the_table(self, tmp_path: Path) -> None:
+        for run in dataclasses.replace(AMBIGUOUS, seeds=2).runs():
+            if run.label == "k = 1":
+                results.save_result(made(run.label, run.seed, 0.3), results.result_path(tmp_path, run.key()))
+        write_page([AMBIGUOUS], tmp_path, tmp_path / "page.md")
+        text = (tmp_path / "page.md").read_text()
+        assert "| *every rule, as likely as is best for that k* | 40.0 | 47.8 | 63.3 | 81.8 | 95.7 |" in text
 
 
 def test_shared_prompts_counts_each() -> None:
@@ -493,15 +534,15 @@ class TestPage:
         results.save_result(other, results.result_path(folder, run.key(7)))
         write_page(FIVE_SEEDS, folder, page)
         text = page.read_text()
-        assert "All but some are of one version of the code, trainer abc, torch 2." in text
-        assert "of trainer xyz: ambiguous k = 2 seed 3." in text
+        assert "They are of several versions of the code: ambiguous (k = 1, k = 8, 8, then 1), ambiguous k = 2" in text
+        assert "; ambiguous k = 2 seed 3 of trainer xyz." in text
 
     def test_versions_of_the_code_are_told_task_by_task_where_that_is_all(self, folder: Path) -> None:
         run = Run(HARD, "k = 2", 3)
         other = dataclasses.replace(made(run.label, run.seed, 0.4), provenance={"trainer": "xyz"})
         results.save_result(other, results.result_path(folder, run.key()))
         write_page(FIVE_SEEDS, folder, folder / "page.md")
-        said = "all of one version of the code: ambiguous of trainer abc, torch 2; hard of trainer xyz."
+        said = "several versions of the code: ambiguous of trainer abc, torch 2; hard of trainer xyz."
         assert said in (folder / "page.md").read_text()
 
     def test_columns_and_steps_of_k_are_counted_seed_by_seed(self, tmp_path: Path) -> None:
@@ -515,8 +556,14 @@ class TestPage:
         text = (tmp_path / "page.md").read_text()
         assert "max@1: 16, max@2: 16, max@4: 16, max@8: 16, max@16: 16." in text
         # Two of five are the k of the evaluation or next to it at the ends, three between.
-        assert "in 4 of 10 (C1); by chance it would be in 5.2." in text
+        assert "in 2 of 10, and that or next to it in 4 (C1); by chance it would be in 2 and 5.2." in text
         assert "entropy rises in 1 of 2 seeds, and what is solved in training in 1 (C2)" in text
+
+    def test_what_was_asked_later_is_no_part_of_what_was_planned(self, folder: Path) -> None:
+        write_page(FIVE_SEEDS, folder, folder / "page.md")
+        # k = 8 over k = 1 by entropy and by what is solved, and over the base; what is annealed over k = 1 twice.
+        said = "with all 5 planned rows as one family, 4 would be decided in place of 4, 0 of them of the hard set."
+        assert said in (folder / "page.md").read_text()
 
     def test_the_prototype_stands_beside_what_one_more_model_would_be(self, tmp_path: Path) -> None:
         for run in AGAIN.runs():

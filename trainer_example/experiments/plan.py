@@ -164,8 +164,9 @@ FOG = Experiment(
     "fog",
     "A maze half in fog",
     "A robot is told its whole way through a maze of 5 x 5 cells, to the right and down, before it starts. Nearly half "
-    "of the cells, 44 %, are in fog, and 43 % of those hide a wall; there is always a way through. The warm start, a "
-    "short one, shows ways that meet no wall that is seen, however much fog is on them.",
+    "of the cells, 44 %, are in fog, and 43 % of those hide a wall; there is always a way through. The warm start "
+    "shows ways that meet no wall that is seen, however much fog is on them, and is too short to teach the model more "
+    "than what a way is.",
     "fog",
     {"steps": 400, "learning_rate": 5e-4, "evaluate_every": 50},
     dict(BY_K),
@@ -176,7 +177,8 @@ SUMS = Experiment(
     "`chain_sum` of reasoning-gym, two numbers of two digits, with its own questions and its own scorer; a Gemma-2 "
     "of four layers and width 128 after a short warm start. The scorer gives part marks: training sees them, and "
     "pass@k counts full marks only. The prompts are drawn from the 16,200 such questions: some of training come "
-    "twice, and of a held-out sum the one with its numbers the other way round may be in training.",
+    "twice, and of 22 to 24 % of the held-out questions, nearly half of the additions, the one with its numbers the "
+    "other way round is in training.",
     "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=2,max_digits=2,"
     "max_new_tokens=5,warm_start_steps=150,test_prompts=1000",
     {"model": "small-gemma2", "steps": 500, "learning_rate": 1e-4, "warmup_steps": 20, "evaluate_every": 100},

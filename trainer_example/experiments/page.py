@@ -304,9 +304,12 @@ def _table(experiment: Experiment, results: Sequence[Result]) -> str:
         entropy = _cell(Mean.of([read(r, "entropy") for r in of]), 1, 3)
         distinct = _cell(Mean.of([read(r, "diversity") for r in of]), 16, 1)
         lines.append(f"| {label} | {' | '.join(cells)} | {solved} | {entropy} | {distinct} | {clipped} | {len(of)} |")
-    for label, of_k in yardsticks(experiment, results).items():
+    beside = yardsticks(experiment, results)
+    for label, of_k in beside.items():
         cells = [_cell(of_k[k], 100, 1) for k in K]
         lines.append(f"| *{label}* | {' | '.join(cells)} |  |  |  |  |  |")
+    if beside:
+        lines.append("\n*In italics*: what would be reached by who answers so, each answer drawn by itself.")
     return "\n".join(lines)
 
 

@@ -58,7 +58,7 @@ SUBJECTS = {
     "forms": "Pass@k Training's analytic form is better than PKPO at the same k",
     "base": "training raises pass@16 above that of the model it began with",
     "again": "C1, C2 and C4 of the ambiguous prompts once more",
-    "bonus": "C6 once more: k = 8 is better than larger entropy bonuses",
+    "bonus": "C6 again: k = 8 is better than larger entropy bonuses",
     "after": "what was asked once the runs had been seen",
 }
 NOTES = {

@@ -77,6 +77,7 @@ def tables(kept: dict[str, Any]) -> str:
             _of_callers(kept),
             _of_faults(kept),
             _of_processes(kept),
+            _of_series(kept),
         )
     )
 
@@ -109,6 +110,14 @@ def _of_callers(kept: dict[str, Any]) -> str:
 def _of_faults(kept: dict[str, Any]) -> str:
     rows = [(kind, str(number), str(kept["excused"].get(kind, 0))) for kind, number in kept["faults"].items()]
     return markdown(("Fault", "Times", "Calls without retries that failed by it"), rows)
+
+
+def _of_series(kept: dict[str, Any]) -> str:
+    said = (
+        f"{most:,} of the {name} service, which began with {before:,}"
+        for name, (before, most) in kept["series"].items()
+    )
+    return f"Metric series, at most: {'; '.join(said)}."
 
 
 def _of_processes(kept: dict[str, Any]) -> str:

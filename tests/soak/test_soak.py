@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ def test_a_slice_finds_nothing() -> None:
     assert {record["role"] for record in kept["records"]} >= {"guarded server", "plain worker", "waiting callers"}
     page = with_table("<!-- soak -->\n<!-- end of soak -->", "soak", tables(kept))
     assert "guarded server" in page
+    assert re.search(r"Metric series, at most: [\d,]+ of the \w+ service, which began with \d+; ", page)
     assert "(never: worker killed, " in page, "a slice has few kinds of faults"
 
 

@@ -602,12 +602,21 @@ class TestPage:
         page = folder / "page.md"
         write_page(FIVE_SEEDS, folder, page)
         pictures = {path.name: path.read_bytes() for path in (folder / "page").glob("*.svg")}
-        assert set(pictures) == {f"ambiguous_{shown}.svg" for shown in DRAWINGS}
+        assert set(pictures) == {f"ambiguous_{shown}.svg" for shown in DRAWINGS if shown != "other_methods"}
         assert all(f"page/{name}" in page.read_text() for name in pictures)
         before = page.read_text()
         write_page(FIVE_SEEDS, folder, page)
         assert page.read_text() == before
         assert {path.name: path.read_bytes() for path in (folder / "page").glob("*.svg")} == pictures
+
+    def test_methods_without_a_k_have_a_picture(self, tmp_path: Path) -> None:
+        for run in dataclasses.replace(HARD, seeds=2).runs():
+            if run.label in ("k = 1", "entropy 0.01", "Pass@k analytic, k = 8"):
+                results.save_result(made(run.label, run.seed, 0.3), results.result_path(tmp_path, run.key()))
+        write_page([HARD], tmp_path, tmp_path / "page.md")
+        picture = (tmp_path / "page" / "hard_other_methods.svg").read_text()
+        assert all(f"<!-- {label} -->" in picture for label in ("k = 1", "entropy 0.01", "Pass@k analytic, k = 8"))
+        assert "<!-- k = 8 -->" not in picture
 
     def test_every_run_is_in_the_table_of_runs(self, folder: Path) -> None:
         write_page(FIVE_SEEDS, folder, folder / "page.md")

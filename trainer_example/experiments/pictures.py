@@ -1,4 +1,4 @@
-"""The papers' figures from our runs: pass@k by k, what moves along training for each k, annealing."""
+"""The papers' figures from our runs: pass@k by k and by the other methods, what moves along training, annealing."""
 
 from __future__ import annotations
 
@@ -69,11 +69,38 @@ def _of_k(experiment: Experiment, by_label: Mapping[str, list[Result]]) -> Figur
         _with_errors(axes, [[r.last(f"{experiment.measure}@{at}") for at in K] for r in of], **style)
     bases = {r.seed: [r.base(f"{experiment.measure}@{at}") for at in K] for of in by_label.values() for r in of}
     _with_errors(axes, list(bases.values()), color="0.4", linestyle="--", label="before training")
+    _against_k(axes, experiment)
+    axes.legend(title="trained with", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _others(experiment: Experiment, by_label: Mapping[str, list[Result]]) -> Figure | None:
+    """pass@k against k for the entropy bonuses and for Pass@k Training, each beside k = 1 and k = 8."""
+    families = {
+        "entropy bonus": [label for label in by_label if label.startswith("entropy")],
+        "Pass@k Training": [label for label in by_label if label.startswith("Pass@k")],
+    }
+    if not all(families.values()):
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 4.6), sharey=True)
+    for axis, (title, labels) in zip(axes, families.items(), strict=True):
+        colours = matplotlib.colormaps["plasma"](np.linspace(0, 0.85, len(labels)))
+        styles = {label: {"color": colour} for label, colour in zip(labels, colours, strict=True)}
+        for k, label in ((K[0], "k = 1"), (8, EXPLORING)):
+            styles[label] = {"color": COLOURS[k], "linestyle": "--"}
+        for label, style in styles.items():
+            if label in by_label:
+                curves = [[r.last(f"{experiment.measure}@{at}") for at in K] for r in by_label[label]]
+                _with_errors(axis, curves, label=label, **style)
+        _against_k(axis, experiment)
+        axis.legend(title=title, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    return figure
+
+
+def _against_k(axes: Axes, experiment: Experiment) -> None:
     axes.set(xscale="log", xlabel="k of the evaluation", ylabel=f"{experiment.measure}@k, %")
     axes.set_xticks(K, [str(k) for k in K])
     axes.minorticks_off()
-    axes.legend(title="trained with", loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
 
 
 def _with_errors(axes: Axes, curves: Sequence[Sequence[float]], **style: Any) -> None:
@@ -147,4 +174,10 @@ def _along(axes: Axes, runs: Sequence[Sequence[dict[str, float]]], name: str, sc
         axes.fill_between(steps, mean - error, mean + error, color=style["color"], alpha=0.15, linewidth=0)
 
 
-DRAWINGS = {"pass_at_k": _of_k, "training": _training, "held_out": _held_out, "annealing": _annealing}
+DRAWINGS = {
+    "pass_at_k": _of_k,
+    "other_methods": _others,
+    "training": _training,
+    "held_out": _held_out,
+    "annealing": _annealing,
+}

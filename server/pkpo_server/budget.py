@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
 # Beyond the limit there is a quarter more for those who hold little: so a tenant that has taken everything leaves room.
 _RESERVE = 1.25
 _LITTLE = 1 / 8
+# Whoever was let in takes its part a moment later, or never if it has nothing to say: then the next one is looked at.
+_MOMENT_SECONDS = 0.001
+
+
+class Hold:
+    """What is held of a budget.
+
+    Args:
+        give_back: what ends it.
+    """
+
+    __slots__ = ("_give_back",)
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        self._give_back: Callable[[], None] | None = give_back
+
+    def end(self) -> None:
+        """It is held no longer; nothing if it was ended before."""
+        if self._give_back is not None:
+            self._give_back()
+            self._give_back = None
 
 
 class Budget:
@@ -18,6 +43,9 @@ class Budget:
         self.limit = limit
         self.held = 0
         self._held_by: dict[str, int] = {}
+        # Those who wait for room, in the order in which they came, by whose and how much it is.
+        self._lines: dict[tuple[str, int], dict[asyncio.Future[None], None]] = {}
+        self._looking: asyncio.TimerHandle | None = None
 
     def fits(self, tenant: str, amount: int) -> bool:
         """Whether a tenant may take so much now. Whoever is alone may take anything."""
@@ -39,3 +67,44 @@ class Budget:
             self._held_by[tenant] = left
         else:
             self._held_by.pop(tenant, None)
+        if self._lines:
+            self._let_next_in()
+
+    def hold(self, tenant: str, amount: int) -> Hold:
+        """Takes so much for a tenant, until it is ended."""
+        self.take(tenant, amount)
+        return Hold(partial(self.give_back, tenant, amount))
+
+    async def room(self, tenant: str, amount: int) -> None:
+        """Returns once so much of a tenant's fits; it has yet to be taken. Tenants are let in by turns."""
+        while not self.fits(tenant, amount):
+            let_in = asyncio.get_running_loop().create_future()
+            self._lines.setdefault((tenant, amount), {})[let_in] = None
+            try:
+                await let_in
+            finally:
+                self._leave((tenant, amount), let_in)
+
+    def _let_next_in(self) -> None:
+        waits = next((waits for waits in self._lines if self.fits(*waits)), None)
+        if waits is None:
+            return
+        line = self._lines.pop(waits)
+        let_in = next(iter(line))
+        del line[let_in]
+        if line:
+            self._lines[waits] = line
+        if not let_in.done():
+            let_in.set_result(None)
+        if self._lines and self._looking is None:
+            self._looking = let_in.get_loop().call_later(_MOMENT_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looking = None
+        self._let_next_in()
+
+    def _leave(self, waits: tuple[str, int], waiter: asyncio.Future[None]) -> None:
+        line = self._lines.get(waits, {})
+        line.pop(waiter, None)
+        if not line:
+            self._lines.pop(waits, None)

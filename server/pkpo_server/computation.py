@@ -16,13 +16,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from math import inf
 from typing import Any, TypeVar
 
 from pkpo_server import memory
-from pkpo_server.budget import Budget
+from pkpo_server.budget import Budget, Hold
 from pkpo_server.demanded import Demanded
 from pkpo_server.fair_queue import FairQueue
 from pkpo_server.pace import Pace
@@ -46,8 +44,6 @@ LIGHT_TIMES = 4
 # late, they would else leave it less than it takes to refuse what comes: with 5, which leaves it three quarters, a
 # flood that met a processor short by a tenth for a moment had refusals wait for seconds from then on.
 NICER = 10
-# So many of those who seek room are looked at, since what is free may be too little for the first and not for the next.
-MOST_SEEKERS = 16
 # What waits is not added up beyond this.
 LONGEST_WAIT_SECONDS = 3600.0
 
@@ -109,25 +105,6 @@ class Demand:
     queues: bool = False
 
 
-class Hold:
-    """The room that a message takes, from its arrival until its answer has left.
-
-    Args:
-        give_back: what ends it.
-    """
-
-    __slots__ = ("_give_back",)
-
-    def __init__(self, give_back: Callable[[], None]) -> None:
-        self._give_back: Callable[[], None] | None = give_back
-
-    def end(self) -> None:
-        """The room is free; nothing if it was before."""
-        if self._give_back is not None:
-            self._give_back()
-            self._give_back = None
-
-
 @dataclass(slots=True)
 class _Piece:
     demand: Demand
@@ -135,12 +112,6 @@ class _Piece:
     work: Callable[[], Any]
     result: asyncio.Future[Any]
     hold: Hold
-
-
-@dataclass(slots=True)
-class _Seeker:
-    fits: Callable[[], bool]
-    found: asyncio.Future[None]
 
 
 class Computation:
@@ -159,7 +130,6 @@ class Computation:
         self._bytes = Budget(most_bytes)
         self._unread = Budget(most_bytes)
         self._rewards = Budget(most_rewards)
-        self._room_seekers: dict[int, _Seeker] = {}
         self._pace = Pace()
         self._wait_bound = WaitBound()
         self._demanded = Demanded()
@@ -177,7 +147,7 @@ class Computation:
         """The size of the messages that wait or are computed, or whose answers wait for their callers."""
         return self._bytes.held
 
-    def at_once(self, caller: str) -> None:
+    def answer_at_once(self, caller: str) -> None:
         """Lets a small batch be computed on the event loop.
 
         Raises:
@@ -221,20 +191,22 @@ class Computation:
 
     def hold(self, tenant: str, message_bytes: int) -> Hold:
         """Counts a message as held by a tenant, until it is told that it is no longer."""
-        return self._held(self._bytes, tenant, message_bytes)
+        return self._bytes.hold(tenant, message_bytes)
 
     def unread(self, caller: str, answer_bytes: int) -> Hold:
-        """Counts an answer as not taken by its caller, until it is told that it was. Not by run: who reads nothing
-        could name a thousand."""
-        return self._held(self._unread, caller, answer_bytes)
+        """Counts an answer as not taken by its caller, until it is told that it was.
+
+        By the caller and not by its run: who reads nothing could name a thousand runs.
+        """
+        return self._unread.hold(caller, answer_bytes)
 
     async def room(self, tenant: str, message_bytes: int) -> None:
         """Returns once there is room for a message of a tenant's."""
-        await self._until(partial(self._bytes.fits, tenant, message_bytes))
+        await self._bytes.room(tenant, message_bytes)
 
     async def taken(self, caller: str) -> None:
         """Returns once a caller has taken its answers, but for a few."""
-        await self._until(partial(self._unread.fits, caller, 0))
+        await self._unread.room(caller, 0)
 
     def stop(self) -> None:
         """Takes no more work."""
@@ -317,36 +289,6 @@ class Computation:
             piece.hold.end()
             piece.result.set_exception(error)
         self._start(piece.result.get_loop())
-
-    def _held(self, budget: Budget, tenant: str, amount: int) -> Hold:
-        budget.take(tenant, amount)
-        return Hold(partial(self._give_back, budget, tenant, amount))
-
-    async def _until(self, fits: Callable[[], bool]) -> None:
-        while not fits():
-            seeker = _Seeker(fits, asyncio.get_running_loop().create_future())
-            self._room_seekers[id(seeker)] = seeker
-            try:
-                await seeker.found
-            except asyncio.CancelledError:
-                if seeker.found.done() and not seeker.found.cancelled():
-                    self._let_next_in()
-                raise
-            finally:
-                self._room_seekers.pop(id(seeker), None)
-
-    def _give_back(self, budget: Budget, tenant: str, amount: int) -> None:
-        budget.give_back(tenant, amount)
-        self._let_next_in()
-
-    def _let_next_in(self) -> None:
-        # One at a time, in the order in which they came: each gives way to the next when what it reads has left.
-        for seeker in tuple(islice(self._room_seekers.values(), MOST_SEEKERS)):
-            if seeker.fits():
-                del self._room_seekers[id(seeker)]
-                if not seeker.found.done():
-                    seeker.found.set_result(None)
-                break
 
     def _tidy(self) -> None:
         self._tidying = None

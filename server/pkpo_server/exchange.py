@@ -15,8 +15,9 @@ from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_core import Violation
 from pkpo_server import codec, metrics
 from pkpo_server.address import peer_host
+from pkpo_server.budget import Hold
 from pkpo_server.codec import Answer, Limits, Tally, Work
-from pkpo_server.computation import HANGING_UP_SECONDS, INLINE_BYTES, INLINE_VISITS, Computation, Demand, Hold, Patience
+from pkpo_server.computation import HANGING_UP_SECONDS, INLINE_BYTES, INLINE_VISITS, Computation, Demand, Patience
 from pkpo_server.grants import EVERYTHING, Grant
 from pkpo_server.logs import BoundedLog
 from pkpo_server.metrics import Answered, Metrics, Stages
@@ -158,7 +159,8 @@ class Exchange:
         return self._caller.tenant
 
     def hold(self, answer: bytes) -> None:
-        """Counts an answer as held, until it is `sent`: in place of its request, where it is larger."""
+        """Counts an answer as held by the tenant, in place of its request where it is larger, and as unread by the
+        caller, until it is `sent`."""
         computation = self._means.computation
         self._unread = computation.unread(self._caller.tenant, len(answer))
         if self._hold is not None and len(answer) <= self._message_bytes:
@@ -180,7 +182,7 @@ class Exchange:
             if self._message_bytes > INLINE_BYTES or self.request.visits > INLINE_VISITS:
                 return None
             if self.request.sequence is None:
-                self._means.computation.at_once(self._caller.tenant)
+                self._means.computation.answer_at_once(self._caller.tenant)
             done = self._done()
         except Exception as error:
             raise self._refused(error) from error

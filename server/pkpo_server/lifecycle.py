@@ -133,8 +133,8 @@ class Server:
         self._certificates = Certificates.of(settings, log)
         self._tokens = Tokens(settings.tokens, log) if settings.tokens is not None else None
         threads = settings.threads or default_threads(settings.workers)
-        most = default_ceiling(settings.workers) if settings.max_memory_bytes is None else settings.max_memory_bytes
-        most_bytes = settings.max_bytes_in_flight or _bytes_in_flight(settings.max_message_bytes, most)
+        ceiling = default_ceiling(settings.workers) if settings.max_memory_bytes is None else settings.max_memory_bytes
+        most_bytes = settings.max_bytes_in_flight or _bytes_in_flight(settings.max_message_bytes, ceiling)
         most_rewards = settings.max_rewards_in_flight or REQUESTS_IN_FLIGHT * settings.max_rewards
         self._computation = Computation(threads, most_bytes, most_rewards)
         self._admission = Admission(settings.max_concurrent_rpcs)
@@ -149,7 +149,7 @@ class Server:
         metrics = Metrics(registry, runs, self._levels)
         metrics.capacity(settings.max_concurrent_rpcs, most_bytes, threads)
         self._means = Means(limits, self._computation, metrics, self._refusals)
-        self._ceiling = Ceiling(most)
+        self._ceiling = Ceiling(ceiling)
         self._arrivals = Arrivals(self._ceiling)
         self._servicer = RewardTransformServicer(
             self._means,
@@ -389,8 +389,11 @@ def _why_ended(tasks: Iterable[asyncio.Task[None]]) -> str:
 
 
 def _bytes_in_flight(max_message_bytes: int, ceiling: int) -> int:
-    most = REQUESTS_IN_FLIGHT * max_message_bytes
-    return max(max_message_bytes, min(most, int(SHARE_IN_FLIGHT * ceiling))) if ceiling else most
+    """How many where nothing is set: of several messages, unless they would let the process outgrow its ceiling."""
+    several = REQUESTS_IN_FLIGHT * max_message_bytes
+    if not ceiling:
+        return several
+    return max(max_message_bytes, min(several, int(SHARE_IN_FLIGHT * ceiling)))
 
 
 def _options(settings: Settings, shared: bool) -> list[tuple[str, int]]:

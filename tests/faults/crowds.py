@@ -100,11 +100,10 @@ def called(method: str, stream: int, *messages: Message) -> bytes:
     )
 
 
-def _of_run(number: int) -> Message:
-    return pb.TransformRequest(k=[1], estimate_k=range(1, 33), groups=GROUPS, run_id=f"run-{number}")
+def _request(run_id: str = "") -> pb.TransformRequest:
+    return pb.TransformRequest(k=[1], estimate_k=range(1, 33), groups=GROUPS, run_id=run_id)
 
 
 ESTIMATES = b"".join(called(ESTIMATE, i, pb.EstimateRequest(k=range(1, 33), groups=GROUPS)) for i in (1, 3, 5, 7))
-OF_MANY_RUNS = b"".join(called(TRANSFORM, i, _of_run(i)) for i in range(1, 200, 2))
-_REQUEST = pb.TransformRequest(k=[1], estimate_k=range(1, 33), groups=GROUPS)
-LARGE_ANSWERS = called(STREAM, 1, *(pb.TransformStreamRequest(sequence=i, request=_REQUEST) for i in range(4)))
+OF_MANY_RUNS = b"".join(called(TRANSFORM, i, _request(f"run-{i}")) for i in range(1, 200, 2))
+LARGE_ANSWERS = called(STREAM, 1, *(pb.TransformStreamRequest(sequence=i, request=_request()) for i in range(4)))

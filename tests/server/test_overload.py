@@ -20,6 +20,7 @@ from live_server import LiveServer, poll
 from pkpo import packed
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
+from pkpo_server.budget import Hold
 from pkpo_server.computation import Computation, Demand, Patience
 from pkpo_server.refusal import DeadlinePassed, Hopeless, Overloaded
 from pkpo_server.settings import InvalidSettings, Settings
@@ -158,18 +159,18 @@ def test_who_takes_no_answers_is_refused_and_others_are_not() -> None:
     async def run() -> None:
         computation = Computation(1, most_bytes=800, most_rewards=2**20)
         for _ in range(8):
-            computation.at_once("hog")
+            computation.answer_at_once("hog")
             computation.unread("hog", 100)
         last = computation.unread("hog", 1)
         with pytest.raises(Overloaded, match=r"801 bytes wait .* max_bytes_in_flight = 800"):
-            computation.at_once("hog")
+            computation.answer_at_once("hog")
         for other in "b", "c":
-            computation.at_once(other)
+            computation.answer_at_once(other)
             computation.unread(other, 100)
         with pytest.raises(Overloaded):
-            computation.at_once("d")  # a quarter more, and no further
+            computation.answer_at_once("d")  # a quarter more, and no further
         last.end()
-        computation.at_once("d")
+        computation.answer_at_once("d")
         computation.stop()
 
     asyncio.run(run())
@@ -178,21 +179,62 @@ def test_who_takes_no_answers_is_refused_and_others_are_not() -> None:
 def test_streams_wait_in_turn_until_answers_are_taken() -> None:
     async def run() -> None:
         computation = Computation(1, most_bytes=800, most_rewards=2**20)
+
+        async def answered(caller: str) -> Hold:
+            await computation.taken(caller)
+            return computation.unread(caller, 100)
+
         unread = [computation.unread("hog", 400) for _ in range(3)]
-        waiting = [asyncio.create_task(computation.taken("hog")) for _ in range(3)]
-        other = asyncio.create_task(computation.taken("b"))
+        waiting = [asyncio.create_task(answered("hog")) for _ in range(4)]
         await asyncio.sleep(0.01)
-        assert [task.done() for task in (*waiting, other)] == [False, False, False, False]
+        other = asyncio.create_task(answered("b"))
+        await asyncio.sleep(0.01)
+        assert not any(task.done() for task in (*waiting, other))
         unread[0].end()
         # Who was let in and goes away at once lets the next one in.
         waiting[0].cancel()
-        await asyncio.sleep(0.01)
-        assert [task.done() for task in waiting] == [True, True, False]
+        await asyncio.sleep(0.1)
+        assert [task.done() for task in waiting] == [True, False, False, False]
+        assert other.done(), "callers take turns"
+        other.result().end()
+        await asyncio.sleep(0.1)
+        assert [task.done() for task in waiting] == [True, True, False, False]
         unread[1].end()
-        await asyncio.sleep(0.01)
-        assert waiting[2].done()
+        await asyncio.sleep(0.1)
+        assert all(task.done() for task in waiting)
         unread[2].end()
-        await other
+        computation.stop()
+
+    asyncio.run(run())
+
+
+def test_a_crowd_that_takes_nothing_does_not_keep_another_waiting() -> None:
+    async def run() -> None:
+        computation = Computation(1, most_bytes=800, most_rewards=2**20)
+        computation.unread("hog", 801)
+        own = computation.unread("b", 150)
+        crowd = [asyncio.create_task(computation.taken("hog")) for _ in range(100)]
+        await asyncio.sleep(0)
+        other = asyncio.create_task(computation.taken("b"))
+        await asyncio.sleep(0)
+        own.end()
+        await asyncio.wait_for(other, 10)
+        assert not any(task.done() for task in crowd)
+        for task in crowd:
+            task.cancel()
+        computation.stop()
+
+    asyncio.run(run())
+
+
+def test_who_is_let_in_and_says_nothing_holds_nobody_back() -> None:
+    async def run() -> None:
+        computation = Computation(1, most_bytes=800, most_rewards=2**20)
+        hold = computation.hold("a", 801)
+        waiting = [asyncio.create_task(computation.room(tenant, 10)) for tenant in ("a", "a", "b", "c")]
+        await asyncio.sleep(0.01)
+        hold.end()
+        await asyncio.wait_for(asyncio.gather(*waiting), 10)
         computation.stop()
 
     asyncio.run(run())

@@ -86,8 +86,8 @@ NOTES = {
 FIGURES = {SOLVED: "solved in training"}
 CAPTIONS = {
     "pass_at_k": "{measure}@k on held-out prompts, by the k that was trained with; standard errors over seeds.",
-    "other_methods": "{measure}@k on held-out prompts after training with an entropy bonus (left), by Pass@k Training "
-    "(right); standard errors over seeds. Dashed: k = 1 and k = 8.",
+    "other_methods": "{measure}@k on held-out prompts after training with an entropy bonus (left) and by Pass@k "
+    "Training (right); standard errors over seeds. Dashed: k = 1 and k = 8.",
     "training": "Along training, for each k. Left: training prompts solved so far. Right: the entropy of a token. "
     "Bands are standard errors over seeds.",
     "held_out": "Along training, for each k. Left: {measure}@1 on held-out prompts. Middle: {measure}@16 on them. "

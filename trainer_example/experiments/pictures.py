@@ -66,7 +66,7 @@ def _of_k(experiment: Experiment, by_label: Mapping[str, list[Result]]) -> Figur
         return None
     figure, axes = plt.subplots(figsize=(5.4, 3.4))
     for style, of in trained:
-        _with_errors(axes, [[r.last(f"{experiment.measure}@{at}") for at in K] for r in of], **style)
+        _with_errors(axes, _curves(experiment, of), **style)
     bases = {r.seed: [r.base(f"{experiment.measure}@{at}") for at in K] for of in by_label.values() for r in of}
     _with_errors(axes, list(bases.values()), color="0.4", linestyle="--", label="before training")
     _against_k(axes, experiment)
@@ -90,11 +90,15 @@ def _others(experiment: Experiment, by_label: Mapping[str, list[Result]]) -> Fig
             styles[label] = {"color": COLOURS[k], "linestyle": "--"}
         for label, style in styles.items():
             if label in by_label:
-                curves = [[r.last(f"{experiment.measure}@{at}") for at in K] for r in by_label[label]]
-                _with_errors(axis, curves, label=label, **style)
+                _with_errors(axis, _curves(experiment, by_label[label]), label=label, **style)
         _against_k(axis, experiment)
         axis.legend(title=title, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return figure
+
+
+def _curves(experiment: Experiment, results: Sequence[Result]) -> list[list[float]]:
+    """What each result came to at last, at every k."""
+    return [[result.last(f"{experiment.measure}@{at}") for at in K] for result in results]
 
 
 def _against_k(axes: Axes, experiment: Experiment) -> None:

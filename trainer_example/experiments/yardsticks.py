@@ -27,7 +27,7 @@ def yardsticks(experiment: Experiment, results: Sequence[Result]) -> dict[str, d
         }
     if experiment.name != FOG.name:
         return {}
-    of_seeds = [_of_mazes(task) for task in {result.options["task"] for result in results}]
+    of_seeds = [_of_mazes(task) for task in dict.fromkeys(result.options["task"] for result in results)]
     return {
         name: {k: Mean.of([of[name, k] for of in of_seeds]) for k in K}
         for name in dict.fromkeys(name for of in of_seeds for name, _ in of)

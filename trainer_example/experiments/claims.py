@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from trainer_example.experiments.plan import ANALYTIC, ANNEALED, BY_K, ENTROPY, HARD_ENTROPY, LARGER_ENTROPY, TZSM, K
+from trainer_example.experiments.plan import (
+    ANALYTIC,
+    ANNEALED,
+    BY_K,
+    ENTROPY,
+    HARD_ENTROPY,
+    LARGER_ENTROPY,
+    RATES,
+    TZSM,
+    K,
+)
 from trainer_example.experiments.results import SOLVED, Result
 from trainer_example.experiments.statistics import Mean, holm
 
@@ -134,6 +144,11 @@ CLAIMS = (
         replace(claim, number="after", experiment="again")
         for claim in _FIRST
         if claim.experiment == "ambiguous" and claim.number in ("C5", "base")
+    ),
+    *(
+        Claim("rates", name, figure, (_K8,), (_K1, *RATES))
+        for name in ("hard", "fog", "sums")
+        for figure in (SOLVED, "pass@1", "pass@16")
     ),
     *(_one("after", "sums", figure, _K8, _K1) for figure in ("pass@1", "max@1")),
     _one("after", "fog", "pass@1", _K1, BASE),

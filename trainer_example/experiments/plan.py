@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trainer_example.methods import PUBLISHED_ENTROPY_COEFFICIENTS
@@ -22,6 +22,9 @@ BY_K = {f"k = {k}": f"k:{k}" for k in K[:-1]} | {TZSM: "tzsm"}
 ENTROPY = {f"entropy {c}": f"entropy:{c}" for c in PUBLISHED_ENTROPY_COEFFICIENTS}
 # 0.1 changes little, and with one seed of others 0.3 ended in noise: what there is to find is between them.
 LARGER_ENTROPY = {f"entropy {c:g}": f"entropy:{c:g}" for c in (0.2, 0.3)}
+# For k = 1 alone, that it is not said to have lost by the learning rate it was given.
+RATES = {"k = 1, rate / 3": 1 / 3, "k = 1, rate * 3": 3.0}
+OTHER_RATES = dict.fromkeys(RATES, "k:1")
 ANALYTIC = {f"Pass@k analytic, k = {k}": f"passk_analytic:{k}" for k in (8, 1)}
 EXPLORING = "k = 8"
 ANNEALED = "8, then 1"
@@ -50,6 +53,7 @@ class Experiment:
         options: of the trainer.
         methods: of the trainer, by what tables call them.
         measure: what the tables show: "pass" (all right or not), or "max" (the reward).
+        rates: how many times the learning rate of `options` a method has, where it is another.
         seeds: how many.
         version: of how its runs are made and of what a result of them holds. No version's claims are tried on the
             seeds that another's were seen on.
@@ -62,6 +66,7 @@ class Experiment:
     options: Mapping[str, Any]
     methods: Mapping[str, str]
     measure: str = "pass"
+    rates: Mapping[str, float] = field(default_factory=dict)
     seeds: int = SEEDS
     version: int = 2
 
@@ -95,9 +100,11 @@ class Run:
         """
         task = self.experiment.task
         seed = 100 * self.experiment.version + self.seed
+        options = {**COMMON, **self.experiment.options}
+        if self.label in self.experiment.rates:
+            options["learning_rate"] *= self.experiment.rates[self.label]
         return {
-            **COMMON,
-            **self.experiment.options,
+            **options,
             "task": f"{task}{',' if ':' in task else ':'}seed={seed}",
             "method": self.experiment.methods[self.label].format(switch=switch),
             "seed": seed,
@@ -147,7 +154,8 @@ HARD = Experiment(
     "the model rarely gets one right.",
     "rules:hard=true",
     {"steps": 2000, "learning_rate": 5e-4, "evaluate_every": 200},
-    {**BY_K, **{label: ENTROPY[label] for label in HARD_ENTROPY}, **ANALYTIC, ANNEALED: AT_SWITCH},
+    {**BY_K, **{label: ENTROPY[label] for label in HARD_ENTROPY}, **ANALYTIC, ANNEALED: AT_SWITCH, **OTHER_RATES},
+    rates=RATES,
     version=3,
 )
 DIGITS = Experiment(
@@ -165,11 +173,12 @@ FOG = Experiment(
     "A maze half in fog",
     "A robot is told its whole way through a maze of 5 x 5 cells, to the right and down, before it starts. Nearly half "
     "of the cells, 44 %, are in fog, and 43 % of those hide a wall; there is always a way through. The warm start "
-    "shows ways that meet no wall that is seen, however much fog is on them, and is too short to teach the model more "
-    "than what a way is.",
+    "shows ways that meet no wall that is seen, however much fog is on them, for so long that the model knows them.",
     "fog",
-    {"steps": 400, "learning_rate": 5e-4, "evaluate_every": 50},
-    dict(BY_K),
+    {"steps": 400, "learning_rate": 5e-4, "evaluate_every": 50, "warm_start_steps": 2400},
+    {**BY_K, **OTHER_RATES},
+    rates=RATES,
+    version=5,
 )
 SUMS = Experiment(
     "sums",
@@ -182,7 +191,8 @@ SUMS = Experiment(
     "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=2,max_digits=2,"
     "max_new_tokens=5,warm_start_steps=150,test_prompts=1000",
     {"model": "small-gemma2", "steps": 500, "learning_rate": 1e-4, "warmup_steps": 20, "evaluate_every": 100},
-    {"k = 1": "k:1", "k = 8": "k:8"},
+    {"k = 1": "k:1", "k = 8": "k:8", **OTHER_RATES},
+    rates=RATES,
     version=3,
 )
 EXPERIMENTS = (AMBIGUOUS, AGAIN, HARD, DIGITS, FOG, SUMS)

@@ -8,12 +8,15 @@ may become: all but the one that began first, so that a process which is too lar
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from grpc import aio
 
 from pkpo_server.memory import LOOKING_SECONDS, Ceiling
 from pkpo_server.refusal import DeadlinePassed, Overloaded, Refusal
+
+_Result = TypeVar("_Result")
 
 
 class Arrivals:
@@ -46,6 +49,11 @@ class Arrivals:
             Overloaded: the process has become as large as it may meanwhile.
             DeadlinePassed: it has not come in time.
         """
+        raw = await self.unless_too_large(context.read(), seconds)
+        return None if raw is aio.EOF else raw
+
+    async def unless_too_large(self, awaited: Awaitable[_Result], seconds: float | None = None) -> _Result:
+        """What is awaited while a message is held, or on its way. Raises as `message` does."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         self._waiting[task] = None
@@ -53,7 +61,7 @@ class Arrivals:
             self._looking = loop.call_later(LOOKING_SECONDS, self._look)
         late = None if seconds is None else loop.call_later(seconds, self._give_up, task, DeadlinePassed())
         try:
-            raw = await context.read()
+            return await awaited
         except asyncio.CancelledError:
             refusal = self._waiting[task]
             if refusal is None:
@@ -63,7 +71,6 @@ class Arrivals:
             del self._waiting[task]
             if late is not None:
                 late.cancel()
-        return None if raw is aio.EOF else raw
 
     def _look(self) -> None:
         self._looking = None

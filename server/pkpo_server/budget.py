@@ -32,6 +32,16 @@ class Hold:
             self._give_back = None
 
 
+def together(*holds: Hold) -> Hold:
+    """Several, as one."""
+
+    def end() -> None:
+        for hold in holds:
+            hold.end()
+
+    return Hold(end)
+
+
 class Budget:
     """So much of something, and who holds how much of it. Belongs to one event loop.
 
@@ -43,8 +53,8 @@ class Budget:
         self.limit = limit
         self.held = 0
         self._held_by: dict[str, int] = {}
-        # Those who wait for room, in the order in which they came, by whose and how much it is.
-        self._lines: dict[tuple[str, int], dict[asyncio.Future[None], None]] = {}
+        # Those who wait for room, in the order in which they came, by whose and by how much it is.
+        self._lines: dict[str, dict[int, dict[asyncio.Future[None], None]]] = {}
         self._looking: asyncio.TimerHandle | None = None
 
     def fits(self, tenant: str, amount: int) -> bool:
@@ -79,21 +89,22 @@ class Budget:
         """Returns once so much of a tenant's fits; it has yet to be taken. Tenants are let in by turns."""
         while not self.fits(tenant, amount):
             let_in = asyncio.get_running_loop().create_future()
-            self._lines.setdefault((tenant, amount), {})[let_in] = None
+            self._lines.setdefault(tenant, {}).setdefault(amount, {})[let_in] = None
             try:
                 await let_in
             finally:
-                self._leave((tenant, amount), let_in)
+                self._leave(tenant, amount, let_in)
 
     def _let_next_in(self) -> None:
-        waits = next((waits for waits in self._lines if self.fits(*waits)), None)
-        if waits is None:
+        fitting = ((tenant, amount) for tenant, lines in self._lines.items() for amount in lines)
+        tenant, amount = next((each for each in fitting if self.fits(*each)), (None, 0))
+        if tenant is None:
             return
-        line = self._lines.pop(waits)
+        # To the end, both: tenants take turns, and what one asks for does.
+        lines = self._lines[tenant] = self._lines.pop(tenant)
+        line = lines[amount] = lines.pop(amount)
         let_in = next(iter(line))
-        del line[let_in]
-        if line:
-            self._lines[waits] = line
+        self._leave(tenant, amount, let_in)
         if not let_in.done():
             let_in.set_result(None)
         if self._lines and self._looking is None:
@@ -103,8 +114,11 @@ class Budget:
         self._looking = None
         self._let_next_in()
 
-    def _leave(self, waits: tuple[str, int], waiter: asyncio.Future[None]) -> None:
-        line = self._lines.get(waits, {})
+    def _leave(self, tenant: str, amount: int, waiter: asyncio.Future[None]) -> None:
+        lines = self._lines.get(tenant, {})
+        line = lines.get(amount, {})
         line.pop(waiter, None)
         if not line:
-            self._lines.pop(waits, None)
+            lines.pop(amount, None)
+        if not lines:
+            self._lines.pop(tenant, None)

@@ -222,6 +222,8 @@ def _rewards_in(groups: pb.RewardGroups) -> int:
     return len(groups.f64.values) or len(groups.f32.values)
 
 
+# Tags and lengths.
+_FRAME_BYTES = 64
 # Of one k each; more are refused, unless somebody has set more.
 _MOST_ESTIMATES = 4096
 
@@ -240,6 +242,26 @@ def estimate_visits(request: pb.EstimateRequest) -> int:
     """About how many rewards are visited for an answer, once for each pass over them."""
     passes = _largest_group(request.groups).bit_length() + min(len(request.k), _MOST_ESTIMATES)
     return number_of_rewards(request) * passes
+
+
+def transform_answer_bytes(request: pb.TransformRequest) -> int:
+    """No less than the size of an answer, of a request that breaks no rule."""
+    groups = request.groups
+    rewards_bytes = 8 * len(groups.f64.values) + 4 * len(groups.f32.values)
+    return rewards_bytes + _number_of_groups(groups) + _estimates_bytes(groups, len(request.estimate_k)) + _FRAME_BYTES
+
+
+def estimate_answer_bytes(request: pb.EstimateRequest) -> int:
+    """No less than the size of an answer, of a request that breaks no rule."""
+    return _estimates_bytes(request.groups, len(request.k)) + _FRAME_BYTES
+
+
+def _estimates_bytes(groups: pb.RewardGroups, number_of_k: int) -> int:
+    return number_of_k * _estimate_bytes(_number_of_groups(groups))
+
+
+def _number_of_groups(groups: pb.RewardGroups) -> int:
+    return len(groups.group_sizes.sizes) or _rewards_in(groups) // max(1, groups.group_size)
 
 
 def _largest_group(groups: pb.RewardGroups) -> int:
@@ -408,11 +430,16 @@ def _run_id_violation(run_id: str) -> Violation:
 
 
 def _estimates_size(groups: RewardGroups, k: tuple[int, ...]) -> int:
-    return len(k) * (2 * 8 * groups.number_of_groups + 32)
+    return len(k) * _estimate_bytes(groups.number_of_groups)
+
+
+def _estimate_bytes(number_of_groups: int) -> int:
+    """Of one k: an estimate and its standard error for each group."""
+    return 2 * 8 * number_of_groups + 32
 
 
 def _check_answer(name: str, size: int, limits: Limits, found: list[Violation]) -> None:
-    size += 64  # tags and lengths
+    size += _FRAME_BYTES
     if size > limits.max_message_bytes:
         found.append(
             Violation(

@@ -20,7 +20,7 @@ from math import inf
 from typing import Any, TypeVar
 
 from pkpo_server import memory
-from pkpo_server.budget import Budget, Hold
+from pkpo_server.budget import Budget, Hold, together
 from pkpo_server.demanded import Demanded
 from pkpo_server.fair_queue import FairQueue
 from pkpo_server.pace import Pace
@@ -94,6 +94,8 @@ class Demand:
         visits: about how many rewards are visited, once for each pass over them.
         rewards: how many there are.
         message_bytes: the request's size.
+        caller: who is to take the answer.
+        answer_bytes: no less than its size.
         queues: whether its caller sends nothing more meanwhile, so that it may wait for as long as it takes.
     """
 
@@ -102,6 +104,8 @@ class Demand:
     visits: int
     rewards: int
     message_bytes: int
+    caller: str = ""
+    answer_bytes: int = 0
     queues: bool = False
 
 
@@ -144,8 +148,9 @@ class Computation:
 
     @property
     def held_bytes(self) -> int:
-        """The size of the messages that wait or are computed, or whose answers wait for their callers."""
-        return self._bytes.held
+        """The size of the messages that wait or are computed, or whose answers wait for their callers; or of those
+        answers, where that is more."""
+        return max(self._bytes.held, self._unread.held)
 
     def answer_at_once(self, caller: str) -> None:
         """Lets a small batch be computed on the event loop.
@@ -153,23 +158,28 @@ class Computation:
         Raises:
             Overloaded: callers, and this one more than a little, have not taken their answers.
         """
-        if not self._unread.fits(caller, 0):
-            raise Overloaded(
-                f"answers of {self._unread.held} bytes wait for their callers; max_bytes_in_flight ="
-                f" {self._unread.limit}",
-                "memory",
-            )
+        if not self.takes(caller):
+            raise self._not_taken()
 
     async def in_thread(self, demand: Demand, patience: Patience, work: Callable[[], _Result]) -> tuple[_Result, Hold]:
-        """The result of `work`, computed beside the event loop when it is its tenant's turn, and its room.
+        """The result of `work`, computed beside the event loop when it is its tenant's turn, and the room of its
+        message and of its answer, until that is taken.
 
         Raises:
             Overloaded, Hopeless: there is no room, it would wait too long, or it cannot be ready before its caller's
                 deadline.
         """
         loop = asyncio.get_running_loop()
-        self._admit(demand, patience)
-        hold = self.hold(demand.tenant, demand.message_bytes)
+        message = self.arrived(demand.tenant, demand.message_bytes)
+        try:
+            if demand.queues:
+                await self._room_for(demand)
+            self._admit(demand, patience)
+        except BaseException:
+            message.end()
+            raise
+        # Before there is an answer: of all that is on its way, nobody might take any.
+        hold = together(message, self._unread.hold(demand.caller, demand.answer_bytes))
         self._rewards.take(demand.tenant, demand.rewards)
         piece = _Piece(demand, patience, work, loop.create_future(), hold)
         if not self._queue:
@@ -189,8 +199,13 @@ class Computation:
             if self._tidying is None:
                 self._tidying = loop.call_later(TIDYING_SECONDS, self._tidy)
 
-    def hold(self, tenant: str, message_bytes: int) -> Hold:
-        """Counts a message as held by a tenant, until it is told that it is no longer."""
+    def arrived(self, tenant: str, message_bytes: int) -> Hold:
+        """Counts a message as held by a tenant, until it is told that it is no longer.
+
+        Raises:
+            Overloaded: there is no room for it.
+        """
+        _let_in(self._bytes, tenant, message_bytes, "max_bytes_in_flight")
         return self._bytes.hold(tenant, message_bytes)
 
     def unread(self, caller: str, answer_bytes: int) -> Hold:
@@ -204,8 +219,12 @@ class Computation:
         """Returns once there is room for a message of a tenant's."""
         await self._bytes.room(tenant, message_bytes)
 
+    def takes(self, caller: str) -> bool:
+        """Whether a caller takes its answers, but for a few."""
+        return self._unread.fits(caller, 0)
+
     async def taken(self, caller: str) -> None:
-        """Returns once a caller has taken its answers, but for a few."""
+        """Returns once it does."""
         await self._unread.room(caller, 0)
 
     def stop(self) -> None:
@@ -215,17 +234,24 @@ class Computation:
             self._tidying.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def _not_taken(self) -> Overloaded:
+        return Overloaded(
+            f"answers of {self._unread.held} bytes wait for their callers; max_bytes_in_flight = {self._unread.limit}",
+            "memory",
+        )
+
+    async def _room_for(self, demand: Demand) -> None:
+        """Returns once there is room for the rewards and for the answer."""
+        while True:
+            await self._rewards.room(demand.tenant, demand.rewards)
+            await self._unread.room(demand.caller, demand.answer_bytes)
+            if self._rewards.fits(demand.tenant, demand.rewards):
+                return
+
     def _admit(self, demand: Demand, patience: Patience) -> None:
-        for budget, amount, name in (
-            (self._bytes, demand.message_bytes, "max_bytes_in_flight"),
-            (self._rewards, demand.rewards, "max_rewards_in_flight"),
-        ):
-            if not budget.fits(demand.tenant, amount):
-                raise Overloaded(
-                    f"{budget.held} {name.split('_')[1]} are being answered; {amount} more exceed"
-                    f" {name} = {budget.limit}",
-                    "memory",
-                )
+        _let_in(self._rewards, demand.tenant, demand.rewards, "max_rewards_in_flight")
+        if not self._unread.fits(demand.caller, demand.answer_bytes):
+            raise self._not_taken()
         left = patience.seconds_left()
         least = self._pace.least_seconds(demand.variant, demand.visits)
         if least > left:
@@ -276,7 +302,8 @@ class Computation:
         self._free += 1
         demand = piece.demand
         self._rewards.give_back(demand.tenant, demand.rewards)
-        if error is None or isinstance(error, (DeadlinePassed, CallCancelled)):
+        # What is small is here for the size of its message, and tells nothing of its variant.
+        if demand.visits >= INLINE_VISITS and (error is None or isinstance(error, (DeadlinePassed, CallCancelled))):
             self._pace.measured(demand.variant, demand.visits, *took, finished=error is None)
         if piece.result.done():
             piece.hold.end()  # its caller is gone
@@ -293,6 +320,14 @@ class Computation:
     def _tidy(self) -> None:
         self._tidying = None
         self._pool.submit(memory.give_back)
+
+
+def _let_in(budget: Budget, tenant: str, amount: int, name: str) -> None:
+    if not budget.fits(tenant, amount):
+        raise Overloaded(
+            f"{budget.held} {name.split('_')[1]} are being answered; {amount} more exceed {name} = {budget.limit}",
+            "memory",
+        )
 
 
 def _started(threads: int) -> ThreadPoolExecutor:

@@ -95,7 +95,7 @@ def drawn(sample: Sample, step: int) -> Sample | None:
     if n is not None:
         if start >= layout.number_of_groups or n > MOST_REWARDS:
             return None
-        part = RewardGroups(rewards.reshape(-1, n)[start::step].reshape(-1), n)
+        part = RewardGroups(rewards.reshape(-1, n)[start::step].flatten(), n)
     else:
         numbers = np.arange(start, layout.number_of_groups, step)
         numbers = numbers[layout.sizes[numbers] <= MOST_REWARDS]

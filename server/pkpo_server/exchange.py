@@ -75,6 +75,7 @@ class Request:
         variant: as metrics name it.
         rewards: how many there are.
         visits: about how many rewards are visited, once for each pass over them.
+        answer_bytes: no less than the size of its answer, where it has one.
         run_id: of the training run; empty where it names none, or none that is legal.
         sequence: its number on a stream; None of a unary call, and where it cannot be read.
         grant: what its caller may ask for.
@@ -83,6 +84,7 @@ class Request:
     variant: str
     rewards: int = 0
     visits: int = 0
+    answer_bytes: int = 0
     run_id: str = ""
     sequence: int | None = None
     grant: Grant = EVERYTHING
@@ -133,7 +135,6 @@ class Exchange:
         "_raw",
         "_reading_seconds",
         "_started",
-        "_unread",
         "request",
     )
 
@@ -145,7 +146,6 @@ class Exchange:
         self._message_bytes = len(raw)
         self._message: Any = None
         self._hold: Hold | None = None
-        self._unread: Hold | None = None
         self._patience = Patience(caller.deadline)
         self._reading_seconds = 0.0
         self._started = time.perf_counter()
@@ -159,21 +159,18 @@ class Exchange:
         return self._caller.tenant
 
     def hold(self, answer: bytes) -> None:
-        """Counts an answer as held by the tenant, in place of its request where it is larger, and as unread by the
-        caller, until it is `sent`."""
-        computation = self._means.computation
-        self._unread = computation.unread(self._caller.tenant, len(answer))
-        if self._hold is not None and len(answer) <= self._message_bytes:
-            return
-        if self._hold is not None:
-            self._hold.end()
-        self._hold = computation.hold(self.tenant, len(answer))
+        """Counts an answer as unread by its caller until it is `sent`. One that a thread has computed is already."""
+        if self._hold is None:
+            self._hold = self._means.computation.unread(self._caller.tenant, len(answer))
 
     def sent(self) -> None:
         """The answer has left, or nobody is there to take it."""
-        for hold in (self._hold, self._unread):
-            if hold is not None:
-                hold.end()
+        if self._hold is not None:
+            self._hold.end()
+
+    def drop(self) -> None:
+        """Gives the request's bytes up, of which nothing has been read: an error's frames may hold this for long."""
+        self._raw = b""
 
     def now(self) -> bytes | None:
         """The answer's bytes, where it is cheap enough to work it out on the event loop; otherwise None."""
@@ -219,6 +216,8 @@ class Exchange:
             visits=request.visits,
             rewards=request.rewards,
             message_bytes=self._message_bytes,
+            caller=self._caller.tenant,
+            answer_bytes=min(request.answer_bytes, self._means.limits.max_message_bytes),
             queues=request.sequence is not None,
         )
 
@@ -322,6 +321,7 @@ def _named(message: pb.TransformRequest, request: Request) -> pb.TransformReques
         request.grant.check(message.run_id)
     request.rewards = codec.number_of_rewards(message)
     request.visits = codec.transform_visits(message)
+    request.answer_bytes = codec.transform_answer_bytes(message)
     return message
 
 
@@ -329,6 +329,7 @@ def _parse_estimate(raw: bytes, request: Request) -> pb.EstimateRequest:
     message = codec.estimate_request(raw)
     request.rewards = codec.number_of_rewards(message)
     request.visits = codec.estimate_visits(message)
+    request.answer_bytes = codec.estimate_answer_bytes(message)
     return message
 
 

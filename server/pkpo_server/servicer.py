@@ -175,6 +175,8 @@ class RewardTransformServicer:
     async def _serve_stream(self, context: Any, caller: Caller) -> None:
         stream = Stream(context, self._means, caller, self._arrivals, self._stream_in_flight, self._tokens)
         self._streams.add(stream)
+        if self._draining:
+            stream.drain()
         self._means.metrics.open_streams.inc()
         try:
             await stream.serve()

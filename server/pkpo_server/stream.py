@@ -113,7 +113,12 @@ class Stream:
             exchange = Exchange(self._means, self._caller, STREAM_MESSAGE, raw)
             received = len(raw)
             del raw
-            await self._means.computation.taken(self._caller.tenant)
+            if not self._means.computation.takes(self._caller.tenant):
+                try:
+                    await self._answers_are_taken(tenant, received)
+                except BaseException:
+                    exchange.drop()
+                    raise
             try:
                 answer = exchange.now()
             except Refusal as refusal:
@@ -126,6 +131,15 @@ class Stream:
             task = asyncio.create_task(self._compute(exchange))
             self._computing.add(task)
             task.add_done_callback(self._computed)
+
+    async def _answers_are_taken(self, tenant: str, received: int) -> None:
+        """Returns once they are. Raises Overloaded where there is no room for what has been received meanwhile."""
+        computation = self._means.computation
+        message = computation.arrived(tenant, received)
+        try:
+            await self._arrivals.unless_too_large(computation.taken(self._caller.tenant))
+        finally:
+            message.end()
 
     async def _compute(self, exchange: Exchange) -> None:
         try:

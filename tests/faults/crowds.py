@@ -30,13 +30,13 @@ def streams(number: int) -> bytes:
 
 
 @contextmanager
-def crowd(address: str, size: int, said: bytes) -> Iterator[list[socket.socket]]:
-    """So many connections, each of which says the same and reads nothing."""
+def crowd(address: str, size: int, said: bytes, come_from: str = HOST) -> Iterator[list[socket.socket]]:
+    """So many connections from an address, each of which says the same and reads nothing."""
     host, port = address.split(":")
     connections: list[socket.socket] = []
 
     def come(_: int) -> None:
-        connection = socket.create_connection((host, int(port)), 60, source_address=(HOST, 0))
+        connection = socket.create_connection((host, int(port)), 60, source_address=(come_from, 0))
         connections.append(connection)
         # One that is read no further, or closed.
         connection.settimeout(2)
@@ -100,10 +100,22 @@ def called(method: str, stream: int, *messages: Message) -> bytes:
     )
 
 
-def _request(run_id: str = "") -> pb.TransformRequest:
-    return pb.TransformRequest(k=[1], estimate_k=range(1, 33), groups=GROUPS, run_id=run_id)
+def _request(run_id: str = "", groups: pb.RewardGroups = GROUPS) -> pb.TransformRequest:
+    return pb.TransformRequest(k=[1], estimate_k=range(1, 33), groups=groups, run_id=run_id)
 
 
 ESTIMATES = b"".join(called(ESTIMATE, i, pb.EstimateRequest(k=range(1, 33), groups=GROUPS)) for i in (1, 3, 5, 7))
 OF_MANY_RUNS = b"".join(called(TRANSFORM, i, _request(f"run-{i}")) for i in range(1, 200, 2))
+# Enough for a thread to answer it, where that was answered at once; and for a frame still.
+MORE_GROUPS = pb.RewardGroups(f32=pb.FloatValues(values=[1.0] * 3900), group_size=2)
+ESTIMATES_OF_THREADS = b"".join(
+    called(ESTIMATE, i, pb.EstimateRequest(k=range(1, 33), groups=MORE_GROUPS)) for i in (1, 3, 5, 7)
+)
+ANSWERS_OF_THREADS = called(
+    STREAM, 1, *(pb.TransformStreamRequest(sequence=i, request=_request(groups=MORE_GROUPS)) for i in range(4))
+)
+# What is read once there is no room for its answer.
+LARGE = pb.TransformStreamRequest(
+    request=pb.TransformRequest(groups=pb.RewardGroups(f64=pb.DoubleValues(values=[1.0] * 500_000), group_size=2))
+).SerializeToString()
 LARGE_ANSWERS = called(STREAM, 1, *(pb.TransformStreamRequest(sequence=i, request=_request()) for i in range(4)))

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
@@ -16,9 +17,12 @@ import psutil
 import pytest
 
 from faults.crowds import (
+    ANSWERS_OF_THREADS,
     ESTIMATES,
+    ESTIMATES_OF_THREADS,
     FLOODS,
     GREETING,
+    LARGE,
     LARGE_ANSWERS,
     MANY_HEADERS,
     MIB,
@@ -139,12 +143,20 @@ def test_calls_given_up_again_and_again(bounds: Bounds) -> None:
 LITTLE_ROOM = ("--max-bytes-in-flight", str(16 * MIB), "--max-message-bytes", str(4 * MIB))
 
 
-@pytest.mark.parametrize("flags", [LITTLE_ROOM, ("--max-memory-bytes", str(400 * MIB))], ids=["bytes", "memory"])
-def test_slow_readers_of_calls(local: LocalClient, flags: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (LITTLE_ROOM, ESTIMATES),
+        (("--max-memory-bytes", str(400 * MIB)), ESTIMATES),
+        (LITTLE_ROOM, ESTIMATES_OF_THREADS),
+    ],
+    ids=["bytes", "memory", "bytes of threads"],
+)
+def test_slow_readers_of_calls(local: LocalClient, flags: tuple[str, ...], said: bytes) -> None:
     """What they leave unread is bounded by max_bytes_in_flight, beyond which they are refused, and others are not."""
     with LiveServer(*flags) as server, Client(server.address) as client:
         bounds = Bounds(server, client, local)
-        with crowd(server.address, 100, GREETING + ESTIMATES):
+        with crowd(server.address, 100, GREETING + said):
             poll(lambda: sum(ended(server).values()) == 400, "answers")
             assert ended(server)["RESOURCE_EXHAUSTED"] > 0
             for _ in range(20):
@@ -174,11 +186,12 @@ def test_slow_readers_of_many_runs(local: LocalClient) -> None:
         bounds.are_as_before()
 
 
-def test_slow_readers_of_streams(local: LocalClient) -> None:
+@pytest.mark.parametrize("said", [LARGE_ANSWERS, ANSWERS_OF_THREADS], ids=["at once", "by threads"])
+def test_slow_readers_of_streams(local: LocalClient, said: bytes) -> None:
     """What they leave unread is bounded by max_bytes_in_flight: beyond it their messages are not read."""
     with LiveServer(*LITTLE_ROOM) as server, Client(server.address) as client:
         bounds = Bounds(server, client, local)
-        with crowd(server.address, 100, GREETING + LARGE_ANSWERS):
+        with crowd(server.address, 100, GREETING + said):
             poll(lambda: server.metrics()["pkpo_open_streams"] == 100, "streams")
             for _ in range(20):
                 bounds.others_are_answered()
@@ -186,6 +199,40 @@ def test_slow_readers_of_streams(local: LocalClient) -> None:
             assert 0 < server.metrics()[answered] < 100
             assert server.metrics()['pkpo_refused_total{reason="memory"}'] == 0, "they wait"
             assert bounds.grown < 150
+        bounds.are_as_before()
+
+
+def test_streams_that_speak_once_there_is_no_room(local: LocalClient) -> None:
+    """What is received then is held only as far as there is room for it; the other streams are given up."""
+    with LiveServer(*LITTLE_ROOM) as server, Client(server.address) as client, ExitStack() as opened:
+        bounds = Bounds(server, client, local)
+        speak = threading.Event()
+        opened.callback(speak.set)
+
+        def messages() -> Iterator[bytes]:
+            speak.wait()
+            yield LARGE
+            over.wait()
+
+        over = threading.Event()
+        opened.callback(over.set)
+        calls = []
+        for _ in range(40):
+            channel = opened.enter_context(
+                grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
+            )
+            stream: Any = channel.stream_stream(f"/{SERVICE}/{STREAM}")
+            calls.append(stream(messages(), timeout=120))
+        poll(lambda: server.metrics()["pkpo_open_streams"] == 40, "idle streams")
+        with crowd(server.address, 40, GREETING + LARGE_ANSWERS, "127.0.0.1"):
+            poll(lambda: server.metrics()["pkpo_held_bytes"] > 16 * MIB, "answers that nobody takes")
+            speak.set()
+            room = 16 * MIB // len(LARGE)
+            poll(lambda: sum(not call.is_active() for call in calls) >= len(calls) - room, "streams given up")
+            assert {call.code() for call in calls if not call.is_active()} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+            assert sum(call.is_active() for call in calls) == room
+            assert server.metrics()["pkpo_held_bytes"] < 18 * MIB
+        opened.close()
         bounds.are_as_before()
 
 

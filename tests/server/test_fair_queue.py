@@ -133,6 +133,31 @@ def test_nothing_is_lost_or_served_twice(steps: list[tuple[str, float] | str | i
     assert not queue._tenants, "nobody is remembered once nothing waits"
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_what_is_taken_out_counts_for_nothing(left: int) -> None:
+    queue = queue_of(*[("a", 1.0)] * 3)
+    places = [queue.push("b", 1.0, ("b", 1.0)) for _ in range(100 + left)]
+    for place in places[:100]:
+        assert queue.remove(place)
+    if not left:
+        queue.push("b", 1.0, ("b", 1.0))
+    assert order(queue) == "abaa"
+
+
+def test_tenants_whose_work_was_taken_out_are_forgotten() -> None:
+    queue: FairQueue[int] = FairQueue()
+    queue.push("always", 1.0, 0)
+    for number in range(10_000):
+        queue.remove(queue.push(f"tenant {number}", 1.0, number))
+    assert len(queue._tenants) == 1
+    assert len(queue._turns) < 200
+    last = [queue.push("always", 1.0, number) for number in range(10_000)][-1]
+    for place in tuple(queue._tenants["always"].places)[1:-1]:
+        queue.remove(place)
+    assert len(queue._tenants["always"].places) < 200
+    assert queue.remove(last)
+
+
 def test_tenants_that_are_served_are_forgotten() -> None:
     queue: FairQueue[int] = FairQueue()
     queue.push("always", 1e6, 0)
@@ -140,4 +165,4 @@ def test_tenants_that_are_served_are_forgotten() -> None:
         queue.push(f"tenant {number}", 1.0, number)
         queue.pop()
     assert len(queue._tenants) < 200
-    assert len(queue._places) < 200
+    assert len(queue._turns) < 200

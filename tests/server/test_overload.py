@@ -230,11 +230,78 @@ def test_a_crowd_that_takes_nothing_does_not_keep_another_waiting() -> None:
 def test_who_is_let_in_and_says_nothing_holds_nobody_back() -> None:
     async def run() -> None:
         computation = Computation(1, most_bytes=800, most_rewards=2**20)
-        hold = computation.hold("a", 801)
+        hold = computation.arrived("a", 801)
         waiting = [asyncio.create_task(computation.room(tenant, 10)) for tenant in ("a", "a", "b", "c")]
         await asyncio.sleep(0.01)
         hold.end()
         await asyncio.wait_for(asyncio.gather(*waiting), 10)
+        computation.stop()
+
+    asyncio.run(run())
+
+
+def test_answers_are_counted_before_they_are_there(busy: threading.Event) -> None:
+    async def run() -> None:
+        computation = Computation(1, most_bytes=800, most_rewards=2**20)
+
+        def call(caller: str, queues: bool = False) -> asyncio.Task[Any]:
+            demand = Demand(caller, "V", 1, 1, 1, caller, 300, queues)
+            return asyncio.create_task(computation.in_thread(demand, Patience(None), busy.wait))
+
+        calls = [call("hog") for _ in range(10)]
+        waiting = [call("hog", queues=True) for _ in range(10)]
+        await asyncio.sleep(0.1)
+        assert [task.done() for task in calls] == [False] * 2 + [True] * 8
+        assert not any(task.done() for task in waiting)
+        computation.answer_at_once("other")
+        for task in calls[2:]:
+            with pytest.raises(Overloaded, match=r"600 bytes wait .* max_bytes_in_flight = 800"):
+                await task
+        # One who gives up while it waits leaves nothing behind.
+        waiting[0].cancel()
+        busy.set()
+        for task in calls[:2]:
+            (await task)[1].end()
+        for task in waiting[1:]:
+            (await task)[1].end()
+        assert computation.waiting == computation.held_bytes == 0
+        computation.stop()
+
+    asyncio.run(run())
+
+
+def test_what_is_small_tells_nothing_of_its_variant() -> None:
+    async def run() -> None:
+        computation = Computation(1, most_bytes=2**20, most_rewards=2**20)
+        expected = computation._pace.seconds("V", 10**6)
+        for _ in range(20):
+            demand = Demand("a", "V", 10, 1, 1)
+            _, hold = await computation.in_thread(demand, Patience(None), lambda: time.sleep(1e-3))
+            hold.end()
+        assert computation._pace.seconds("V", 10**6) == expected
+        computation.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("sizes", [1, 100])
+def test_tenants_are_let_in_by_turns_whatever_they_ask_for(sizes: int) -> None:
+    async def run() -> None:
+        computation = Computation(1, most_bytes=800, most_rewards=2**20)
+        hold = computation.arrived("hog", 801)
+        order: list[str] = []
+
+        async def let_in(tenant: str, size: int) -> None:
+            await computation.room(tenant, size)
+            order.append(tenant)
+
+        crowd = [asyncio.create_task(let_in("hog", 1 + number % sizes)) for number in range(100)]
+        await asyncio.sleep(0.01)
+        other = asyncio.create_task(let_in("other", 1))
+        await asyncio.sleep(0.01)
+        hold.end()
+        await asyncio.gather(*crowd, other)
+        assert order.index("other") < 3
         computation.stop()
 
     asyncio.run(run())
@@ -316,8 +383,9 @@ def test_a_caller_that_gave_up_waiting_takes_no_turn(single: LiveServer, stub: A
 
 def test_what_is_held_is_bounded_in_bytes_and_in_rewards() -> None:
     message = long_request(2, "greedy").ByteSize()
+    two = 2 * (message + 2**8)  # or two answers, which are a little longer
     for limit, flags in (
-        (message, ("--max-message-bytes", str(2 * message), "--max-bytes-in-flight", str(2 * message + 1))),
+        (message, ("--max-message-bytes", str(2 * message), "--max-bytes-in-flight", str(two))),
         (2 * 2**12, ("--max-rewards", str(2**13), "--max-rewards-in-flight", str(2**14 + 1))),
     ):
         with (

@@ -6,13 +6,14 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -21,7 +22,9 @@ from pkpo import packed
 from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo.v1 import reward_transform_pb2_grpc as pb_grpc
 from pkpo_server.budget import Hold
+from pkpo_server.codec import Limits
 from pkpo_server.computation import Computation, Demand, Patience
+from pkpo_server.exchange import ESTIMATE, STREAM_MESSAGE, TRANSFORM, Kind, Request
 from pkpo_server.refusal import DeadlinePassed, Hopeless, Overloaded
 from pkpo_server.settings import InvalidSettings, Settings
 
@@ -366,6 +369,40 @@ def test_messages_of_a_stream_wait_instead(single: LiveServer, stub: Any) -> Non
     )
     assert sorted(answer.sequence for answer in answers) == list(range(40))
     assert all(answer.WhichOneof("result") == "response" for answer in answers)
+
+
+def test_messages_of_a_stream_wait_for_room_for_their_rewards() -> None:
+    flags = ("--threads", "1", "--max-rewards", str(2**12), "--max-rewards-in-flight", str(2**13))
+    with LiveServer(*flags) as live, grpc.insecure_channel(live.address) as channel:
+        requests = (pb.TransformStreamRequest(sequence=i, request=long_request(1)) for i in range(20))
+        answers = list(pb_grpc.RewardTransformServiceStub(channel).TransformStream(requests))
+        assert sorted(answer.sequence for answer in answers) == list(range(20))
+        assert all(answer.WhichOneof("result") == "response" for answer in answers)
+        assert live.metrics()[HELD] == 0
+
+
+GROUPS = {
+    "one size": pb.RewardGroups(f64=pb.DoubleValues(values=[1.0, 0.0] * 6), group_size=4),
+    "sizes": pb.RewardGroups(f32=pb.FloatValues(values=[1.0, 0.0] * 6), group_sizes=pb.GroupSizes(sizes=[1, 4, 7])),
+    "one group": pb.RewardGroups(f64=pb.DoubleValues(values=[0.5] * 2**12), group_size=2**12),
+}
+
+
+@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
+@pytest.mark.parametrize("estimate_k", [[], [1], range(1, 65)], ids=["none", "one", "many"])
+def test_no_answer_is_larger_than_it_was_counted(groups: pb.RewardGroups, estimate_k: Sequence[int]) -> None:
+    transform = pb.TransformRequest(k=[4], k_policy=pb.K_POLICY_CLAMP, estimate_k=estimate_k, groups=groups)
+    asked: list[tuple[Kind, Message]] = [
+        (TRANSFORM, transform),
+        (STREAM_MESSAGE, pb.TransformStreamRequest(sequence=2**63, request=transform)),
+    ]
+    if estimate_k:
+        asked.append((ESTIMATE, pb.EstimateRequest(k=estimate_k, groups=groups)))
+    for kind, message in asked:
+        request = Request("V")
+        work = kind.read(message.SerializeToString(), Limits(2**26, 2**20, 2**16, 2**16, 2**12), request)
+        answer = kind.encode(work.run(lambda: None), request)
+        assert len(answer) <= request.answer_bytes <= 2 * len(answer) + 128
 
 
 def test_a_caller_that_gave_up_waiting_takes_no_turn(single: LiveServer, stub: Any) -> None:

@@ -57,12 +57,21 @@ class Budget:
         self._lines: dict[str, dict[int, dict[asyncio.Future[None], None]]] = {}
         self._looking: asyncio.TimerHandle | None = None
 
-    def fits(self, tenant: str, amount: int) -> bool:
-        """Whether a tenant may take so much now. Whoever is alone may take anything."""
+    def fits(self, tenant: str, amount: int, little: bool = False) -> bool:
+        """Whether a tenant may take so much now. Whoever is alone may take anything.
+
+        Args:
+            tenant: who takes it.
+            amount: how much.
+            little: whether the tenant counts as one that holds little, whatever it holds.
+        """
         if self.held + amount <= self.limit or not self.held:
             return True
-        little = self._held_by.get(tenant, 0) + amount <= self.limit * _LITTLE
-        return little and self.held + amount <= self.limit * _RESERVE
+        return (little or self.little(tenant, amount)) and self.held + amount <= self.limit * _RESERVE
+
+    def little(self, tenant: str, amount: int = 0) -> bool:
+        """Whether what a tenant holds, and so much more, is little."""
+        return self._held_by.get(tenant, 0) + amount <= self.limit * _LITTLE
 
     def take(self, tenant: str, amount: int) -> None:
         """A tenant holds so much more."""
@@ -77,7 +86,7 @@ class Budget:
             self._held_by[tenant] = left
         else:
             self._held_by.pop(tenant, None)
-        if self._lines:
+        if self._lines and self.held <= self.limit * _RESERVE:
             self._let_next_in()
 
     def hold(self, tenant: str, amount: int) -> Hold:
@@ -86,7 +95,11 @@ class Budget:
         return Hold(partial(self.give_back, tenant, amount))
 
     async def room(self, tenant: str, amount: int) -> None:
-        """Returns once so much of a tenant's fits; it has yet to be taken. Tenants are let in by turns."""
+        """Returns once so much of a tenant's fits; it has yet to be taken.
+
+        Tenants are let in by turns, each as soon as what it asks for fits: who asks for much waits while others take
+        what would be enough for them.
+        """
         while not self.fits(tenant, amount):
             let_in = asyncio.get_running_loop().create_future()
             self._lines.setdefault(tenant, {}).setdefault(amount, {})[let_in] = None
@@ -96,10 +109,12 @@ class Budget:
                 self._leave(tenant, amount, let_in)
 
     def _let_next_in(self) -> None:
-        fitting = ((tenant, amount) for tenant, lines in self._lines.items() for amount in lines)
-        tenant, amount = next((each for each in fitting if self.fits(*each)), (None, 0))
+        # What does not fit where the least does not.
+        fitting = (tenant for tenant, lines in self._lines.items() if self.fits(tenant, min(lines)))
+        tenant = next(fitting, None)
         if tenant is None:
             return
+        amount = next(amount for amount in self._lines[tenant] if self.fits(tenant, amount))
         # To the end, both: tenants take turns, and what one asks for does.
         lines = self._lines[tenant] = self._lines.pop(tenant)
         line = lines[amount] = lines.pop(amount)

@@ -132,7 +132,9 @@ class Computation:
         self._pool = _started(threads)
         self._queue: FairQueue[_Piece] = FairQueue()
         self._bytes = Budget(most_bytes)
+        # Answers, from when their batch is let in; and of those the ones that are there.
         self._unread = Budget(most_bytes)
+        self._ready = Budget(most_bytes)
         self._rewards = Budget(most_rewards)
         self._pace = Pace()
         self._wait_bound = WaitBound()
@@ -159,7 +161,7 @@ class Computation:
             Overloaded: callers, and this one more than a little, have not taken their answers.
         """
         if not self.takes(caller):
-            raise self._not_taken()
+            raise self._not_taken(0)
 
     async def in_thread(self, demand: Demand, patience: Patience, work: Callable[[], _Result]) -> tuple[_Result, Hold]:
         """The result of `work`, computed beside the event loop when it is its tenant's turn, and the room of its
@@ -213,15 +215,19 @@ class Computation:
 
         By the caller and not by its run: who reads nothing could name a thousand runs.
         """
-        return self._unread.hold(caller, answer_bytes)
+        return together(self._unread.hold(caller, answer_bytes), self.ready(caller, answer_bytes))
+
+    def ready(self, caller: str, answer_bytes: int) -> Hold:
+        """Counts an answer as there, of a batch that was counted as `unread` when it was let in."""
+        return self._ready.hold(caller, answer_bytes)
 
     async def room(self, tenant: str, message_bytes: int) -> None:
         """Returns once there is room for a message of a tenant's."""
         await self._bytes.room(tenant, message_bytes)
 
     def takes(self, caller: str) -> bool:
-        """Whether a caller takes its answers, but for a few."""
-        return self._unread.fits(caller, 0)
+        """Whether a caller takes its answers, but for a few. Those that are still worked out are not its fault."""
+        return self._unread.fits(caller, 0, self._ready.little(caller))
 
     async def taken(self, caller: str) -> None:
         """Returns once it does."""
@@ -234,9 +240,10 @@ class Computation:
             self._tidying.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _not_taken(self) -> Overloaded:
+    def _not_taken(self, answer_bytes: int) -> Overloaded:
         return Overloaded(
-            f"answers of {self._unread.held} bytes wait for their callers; max_bytes_in_flight = {self._unread.limit}",
+            f"answers of {self._unread.held} bytes are worked out or wait for their callers; {answer_bytes} more exceed"
+            f" max_bytes_in_flight = {self._unread.limit}",
             "memory",
         )
 
@@ -251,7 +258,7 @@ class Computation:
     def _admit(self, demand: Demand, patience: Patience) -> None:
         _let_in(self._rewards, demand.tenant, demand.rewards, "max_rewards_in_flight")
         if not self._unread.fits(demand.caller, demand.answer_bytes):
-            raise self._not_taken()
+            raise self._not_taken(demand.answer_bytes)
         left = patience.seconds_left()
         least = self._pace.least_seconds(demand.variant, demand.visits)
         if least > left:

@@ -15,7 +15,7 @@ from pkpo.v1 import reward_transform_pb2 as pb
 from pkpo_core import Violation
 from pkpo_server import codec, metrics
 from pkpo_server.address import peer_host
-from pkpo_server.budget import Hold
+from pkpo_server.budget import Hold, together
 from pkpo_server.codec import Answer, Limits, Tally, Work
 from pkpo_server.computation import HANGING_UP_SECONDS, INLINE_BYTES, INLINE_VISITS, Computation, Demand, Patience
 from pkpo_server.grants import EVERYTHING, Grant
@@ -75,7 +75,6 @@ class Request:
         variant: as metrics name it.
         rewards: how many there are.
         visits: about how many rewards are visited, once for each pass over them.
-        answer_bytes: no less than the size of its answer, where it has one.
         run_id: of the training run; empty where it names none, or none that is legal.
         sequence: its number on a stream; None of a unary call, and where it cannot be read.
         grant: what its caller may ask for.
@@ -84,7 +83,6 @@ class Request:
     variant: str
     rewards: int = 0
     visits: int = 0
-    answer_bytes: int = 0
     run_id: str = ""
     sequence: int | None = None
     grant: Grant = EVERYTHING
@@ -99,12 +97,14 @@ class Kind:
         parse: the message that the bytes are; fills in the request.
         work: what the message asks for.
         encode: the bytes of the answer.
+        answer_bytes: no less than how many those are, where the message has an answer.
     """
 
     method: str
     parse: Callable[[bytes, Request], Any]
     work: Callable[[Any, Limits], Work]
     encode: Callable[[Answer, Request], bytes]
+    answer_bytes: Callable[[Any], int]
 
     def read(self, raw: bytes, limits: Limits, request: Request) -> Work:
         """What the bytes ask for. Raises Refusal."""
@@ -159,9 +159,13 @@ class Exchange:
         return self._caller.tenant
 
     def hold(self, answer: bytes) -> None:
-        """Counts an answer as unread by its caller until it is `sent`. One that a thread has computed is already."""
+        """Counts an answer as unread by its caller until it is `sent`."""
+        computation, caller = self._means.computation, self._caller.tenant
         if self._hold is None:
-            self._hold = self._means.computation.unread(self._caller.tenant, len(answer))
+            self._hold = computation.unread(caller, len(answer))
+        else:
+            # What a thread has computed is counted since it was let in.
+            self._hold = together(self._hold, computation.ready(caller, len(answer)))
 
     def sent(self) -> None:
         """The answer has left, or nobody is there to take it."""
@@ -217,7 +221,7 @@ class Exchange:
             rewards=request.rewards,
             message_bytes=self._message_bytes,
             caller=self._caller.tenant,
-            answer_bytes=min(request.answer_bytes, self._means.limits.max_message_bytes),
+            answer_bytes=min(self._kind.answer_bytes(self._message), self._means.limits.max_message_bytes),
             queues=request.sequence is not None,
         )
 
@@ -321,7 +325,6 @@ def _named(message: pb.TransformRequest, request: Request) -> pb.TransformReques
         request.grant.check(message.run_id)
     request.rewards = codec.number_of_rewards(message)
     request.visits = codec.transform_visits(message)
-    request.answer_bytes = codec.transform_answer_bytes(message)
     return message
 
 
@@ -329,16 +332,28 @@ def _parse_estimate(raw: bytes, request: Request) -> pb.EstimateRequest:
     message = codec.estimate_request(raw)
     request.rewards = codec.number_of_rewards(message)
     request.visits = codec.estimate_visits(message)
-    request.answer_bytes = codec.estimate_answer_bytes(message)
     return message
 
 
-TRANSFORM = Kind(metrics.TRANSFORM, _parse_transform, codec.transform_work, lambda answer, _: answer.message())
+TRANSFORM = Kind(
+    metrics.TRANSFORM,
+    _parse_transform,
+    codec.transform_work,
+    lambda answer, _: answer.message(),
+    codec.transform_answer_bytes,
+)
 # A message whose number cannot be read has no answer; one that has an answer has a number.
 STREAM_MESSAGE = Kind(
     metrics.TRANSFORM_STREAM,
     _parse_stream_message,
     codec.transform_work,
     lambda answer, request: answer.stream_message(request.sequence or 0),
+    codec.transform_answer_bytes,
 )
-ESTIMATE = Kind(metrics.ESTIMATE, _parse_estimate, codec.estimate_work, lambda answer, _: answer.message())
+ESTIMATE = Kind(
+    metrics.ESTIMATE,
+    _parse_estimate,
+    codec.estimate_work,
+    lambda answer, _: answer.message(),
+    codec.estimate_answer_bytes,
+)

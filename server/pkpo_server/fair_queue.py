@@ -113,7 +113,12 @@ class FairQueue(Generic[_Work]):
         """Takes work out that nobody waits for any more; False where it has been popped."""
         if place.work is None:
             return False
-        self._leave(place, self._tenants[place.tenant])
+        tenant = self._tenants[place.tenant]
+        first = tenant.first() is place
+        self._leave(place, tenant)
+        if first and tenant.turn is not None:
+            tenant.turn.tenant = None
+            self._take_turn(tenant)
         return True
 
     def _take_turn(self, tenant: _Tenant[_Work]) -> None:

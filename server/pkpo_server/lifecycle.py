@@ -65,7 +65,8 @@ LEAST_PENDING, PENDING_TIMES = 4096, 4
 # So many of the largest requests wait or are computed, where nothing else is set.
 REQUESTS_IN_FLIGHT = 8
 # And no more of the ceiling than lets a process stay below it, but for one message: an answer that waits for its caller
-# takes a little more than twice its size, and a process that does nothing 170 MiB.
+# takes a little more than twice its size, and a process that does nothing 170 MiB. Beside messages
+# that wait as well, it is the ceiling itself that bounds them.
 SHARE_IN_FLIGHT = 1 / 6
 # How long a thread that computes may hold the GIL while the event loop wants it: five times as long by itself.
 SWITCH_SECONDS = 0.001

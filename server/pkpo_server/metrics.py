@@ -179,7 +179,10 @@ OPEN_CALLS = Definition(Gauge, "pkpo_open_calls", "calls", "Calls and streams op
 OPEN_CALLS_LIMIT = Definition(Gauge, "pkpo_open_calls_limit", "calls", "Calls and streams that are taken at most.")
 WAITING = Definition(Gauge, "pkpo_waiting", "requests", "Requests that wait for a thread, as of up to 50 ms ago.")
 HELD_BYTES = Definition(
-    Gauge, "pkpo_held_bytes", "bytes", "Size of what waits for a thread, is computed or was not taken yet, likewise."
+    Gauge,
+    "pkpo_held_bytes",
+    "bytes",
+    "Size of messages that wait, are computed or whose answers were not taken, or of those answers, likewise.",
 )
 HELD_BYTES_LIMIT = Definition(Gauge, "pkpo_held_bytes_limit", "bytes", "How much of them is taken at most.")
 OPEN_STREAMS = Definition(Gauge, "pkpo_open_streams", "streams", "Streams open.")
@@ -353,7 +356,8 @@ class Levels:
     Attributes:
         open_calls: how many calls are open.
         waiting: how many requests wait for a thread.
-        held_bytes: the size of those, of what is computed, and of answers that their callers have not taken yet.
+        held_bytes: the size of those, of what is computed and of what has answers that were not taken yet; or of the
+            answers, where that is more.
     """
 
     open_calls: int

@@ -172,9 +172,10 @@ class Settings:
     )
     max_bytes_in_flight: int | None = _number(
         None,
-        "Size of the messages in each worker that wait for a thread, are computed, or whose answers were not taken yet;"
-        " more are refused with RESOURCE_EXHAUSTED. By itself, 8 times `max_message_bytes`; where a sixth of"
-        " `max_memory_bytes` is less, that, but never less than one message.",
+        "Size of the messages in each worker that wait for a thread, are computed, or whose answers were not taken"
+        " yet, and as much again of those answers, from when their batch is let in; more are refused with"
+        " RESOURCE_EXHAUSTED. By itself, 8 times `max_message_bytes`; where a sixth of `max_memory_bytes` is less,"
+        " that, but never less than one message.",
         _KIB,
         2**40,
         "bytes",

@@ -144,6 +144,62 @@ def test_what_is_taken_out_counts_for_nothing(left: int) -> None:
     assert order(queue) == "abaa"
 
 
+class Model:
+    """Start-time fair queueing as it is defined: all that waits, looked through for each that is served."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, str, float, float]] = []
+        self.ends: dict[str, float] = {}
+        self.now = 0.0
+
+    def push(self, tenant: str, seconds: float, number: int) -> None:
+        self.waiting.append((number, tenant, seconds, self.now))
+
+    def pop(self) -> int:
+        first = {tenant: (came, number, seconds) for number, tenant, seconds, came in reversed(self.waiting)}
+        starts = {(max(came, self.ends.get(name, 0.0)), number): name for name, (came, number, _) in first.items()}
+        start, number = min(starts)
+        tenant = starts[start, number]
+        seconds = first[tenant][2]
+        self.now = max(self.now, start) + seconds / len(first)
+        self.ends[tenant] = start + seconds
+        self.remove(number)
+        return number
+
+    def remove(self, number: int) -> None:
+        self.waiting = [each for each in self.waiting if each[0] != number]
+        if not self.waiting:
+            self.ends.clear()
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from("abcd"), st.sampled_from([0.5, 1.0, 2.0, 8.0])),
+            st.just("pop"),
+            st.integers(0, 60),
+        ),
+        max_size=120,
+    )
+)
+def test_the_order_is_that_of_start_time_fair_queueing(steps: list[tuple[str, float] | str | int]) -> None:
+    queue: FairQueue[int] = FairQueue()
+    model = Model()
+    places = {}
+    for number, step in enumerate(steps):
+        if isinstance(step, tuple):
+            places[number] = queue.push(*step, number)
+            model.push(*step, number)
+        elif step == "pop":
+            if len(queue):
+                assert queue.pop() == model.pop()
+        elif step in places and queue.remove(places[step]):
+            model.remove(step)
+        assert len(queue) == len(model.waiting)
+    while len(queue):
+        assert queue.pop() == model.pop()
+
+
 def test_tenants_whose_work_was_taken_out_are_forgotten() -> None:
     queue: FairQueue[int] = FairQueue()
     queue.push("always", 1.0, 0)

@@ -82,9 +82,20 @@ class TestPlan:
 
     def test_methods_of_a_seed_differ_in_the_method_alone(self) -> None:
         for experiment in EXPERIMENTS:
-            told = [Run(experiment, label, 1).options(switch=5) for label in experiment.methods]
+            labels = experiment.methods.keys() - experiment.rates.keys()
+            told = [Run(experiment, label, 1).options(switch=5) for label in labels]
             assert len({options.pop("method") for options in told}) == len(told)
             assert all(options == told[0] for options in told)
+
+    def test_other_rates_are_of_the_same_method_and_differ_in_nothing_else(self) -> None:
+        of_rates = [experiment for experiment in EXPERIMENTS if experiment.rates]
+        assert {experiment.name for experiment in of_rates} == {"hard", "fog", "sums"}
+        for experiment in of_rates:
+            usual = Run(experiment, "k = 1", 1).options()
+            for label, times in experiment.rates.items():
+                told = Run(experiment, label, 1).options()
+                assert told["learning_rate"] == pytest.approx(times * usual["learning_rate"])
+                assert {**told, "learning_rate": None} == {**usual, "learning_rate": None}
 
     def test_every_run_is_one_that_the_trainer_takes_and_has_a_key_of_its_own(self) -> None:
         runs = plan.runs_of(EXPERIMENTS)

@@ -109,7 +109,7 @@ class Budget:
                 self._leave(tenant, amount, let_in)
 
     def _let_next_in(self) -> None:
-        # What does not fit where the least does not.
+        # Nothing that a tenant waits for fits where the least of it does not.
         fitting = (tenant for tenant, lines in self._lines.items() if self.fits(tenant, min(lines)))
         tenant = next(fitting, None)
         if tenant is None:

@@ -222,8 +222,6 @@ def _rewards_in(groups: pb.RewardGroups) -> int:
     return len(groups.f64.values) or len(groups.f32.values)
 
 
-# Tags and lengths.
-_FRAME_BYTES = 64
 # Of one k each; more are refused, unless somebody has set more.
 _MOST_ESTIMATES = 4096
 
@@ -248,16 +246,18 @@ def transform_answer_bytes(request: pb.TransformRequest) -> int:
     """No less than the size of an answer, of a request that breaks no rule."""
     groups = request.groups
     rewards_bytes = 8 * len(groups.f64.values) + 4 * len(groups.f32.values)
-    return rewards_bytes + _number_of_groups(groups) + _estimates_bytes(groups, len(request.estimate_k)) + _FRAME_BYTES
+    number = _number_of_groups(groups)
+    return _answer_bytes(number, len(request.estimate_k), rewards_bytes + number)
 
 
 def estimate_answer_bytes(request: pb.EstimateRequest) -> int:
     """No less than the size of an answer, of a request that breaks no rule."""
-    return _estimates_bytes(request.groups, len(request.k)) + _FRAME_BYTES
+    return _answer_bytes(_number_of_groups(request.groups), len(request.k))
 
 
-def _estimates_bytes(groups: pb.RewardGroups, number_of_k: int) -> int:
-    return number_of_k * _estimate_bytes(_number_of_groups(groups))
+def _answer_bytes(number_of_groups: int, number_of_k: int, advantages_bytes: int = 0) -> int:
+    """Of advantages and statuses, of an estimate and its standard error for each group and k, and of tags."""
+    return advantages_bytes + number_of_k * (2 * 8 * number_of_groups + 32) + 64
 
 
 def _number_of_groups(groups: pb.RewardGroups) -> int:
@@ -287,7 +287,8 @@ def transform_work(request: pb.TransformRequest, limits: Limits) -> TransformWor
         found.append(_run_id_violation(request.run_id))
     groups = _reward_groups(request, limits, found)
     if groups is not None:
-        size = groups.rewards.nbytes + groups.number_of_groups + _estimates_size(groups, estimate_k)
+        number = groups.number_of_groups
+        size = _answer_bytes(number, len(estimate_k), groups.rewards.nbytes + number)
         _check_answer("estimate_k" if estimate_k else "groups", size, limits, found)
     if found or groups is None or variant is None or scale is None or k_policy is None:
         raise InvalidRequest(found)
@@ -309,7 +310,7 @@ def estimate_work(request: pb.EstimateRequest, limits: Limits) -> EstimateWork:
     k = _estimate_k("k", request.k, limits, found)
     groups = _reward_groups(request, limits, found)
     if groups is not None:
-        _check_answer("k", _estimates_size(groups, k), limits, found)
+        _check_answer("k", _answer_bytes(groups.number_of_groups, len(k)), limits, found)
     if found or groups is None:
         raise InvalidRequest(found)
     return EstimateWork(groups, k)
@@ -429,17 +430,7 @@ def _run_id_violation(run_id: str) -> Violation:
     )
 
 
-def _estimates_size(groups: RewardGroups, k: tuple[int, ...]) -> int:
-    return len(k) * _estimate_bytes(groups.number_of_groups)
-
-
-def _estimate_bytes(number_of_groups: int) -> int:
-    """Of one k: an estimate and its standard error for each group."""
-    return 2 * 8 * number_of_groups + 32
-
-
 def _check_answer(name: str, size: int, limits: Limits, found: list[Violation]) -> None:
-    size += _FRAME_BYTES
     if size > limits.max_message_bytes:
         found.append(
             Violation(

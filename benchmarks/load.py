@@ -123,6 +123,11 @@ class Calls:
     def __len__(self) -> int:
         return len(self.due)
 
+    @classmethod
+    def of_all(cls, parts: Sequence[Calls]) -> Calls:
+        """Those of several times as of one."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
     def where(self, chosen: NDArray[np.bool_]) -> Calls:
         """Some of them."""
         return Calls(*(getattr(self, field.name)[chosen] for field in fields(self)))

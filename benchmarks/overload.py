@@ -89,6 +89,33 @@ DEADLINE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
+class Window:
+    """Some of the time in which calls were made.
+
+    Attributes:
+        seen: all that was seen then.
+        begin, end: seconds from its start.
+    """
+
+    seen: Watched
+    begin: float
+    end: float
+
+    @property
+    def calls(self) -> Calls:
+        """Those that were due."""
+        return self.seen.calls.between(self.begin, self.end)
+
+    def used(self, name: str) -> float:
+        """Seconds of a processor, by the name of the series."""
+        return self.seen.used(getattr(self.seen, name), self.begin, self.end)
+
+    def fifths(self) -> list[Window]:
+        """Its five parts."""
+        return [Window(self.seen, *edges) for edges in pairwise(np.linspace(self.begin, self.end, 6).tolist())]
+
+
+@dataclass(frozen=True)
 class Stage:
     """A time with one kind of load.
 
@@ -134,15 +161,22 @@ class Stage:
     late_p99: float
 
     @classmethod
-    def of(cls, name: str, seen: Watched, begin: float, end: float, tenant: int | None = None) -> Stage:
-        """The calls, or one tenant's, that were due in this time."""
-        calls = seen.calls.between(begin, end)
+    def of(cls, name: str, *windows: Window, tenant: int | None = None) -> Stage:
+        """The calls, or one tenant's, that were due in these times."""
+        calls = Calls.of_all([window.calls for window in windows])
         if tenant is not None:
             calls = calls.of(tenant)
-        answered, refused, seconds = calls.answered, calls.refused, end - begin
-        busy = seen.used(seen.processor, begin, end)
-        edges = np.linspace(begin, end, 6).tolist()
-        fifths = list(pairwise(edges))
+        answered, refused = calls.answered, calls.refused
+        seconds = sum(window.end - window.begin for window in windows)
+        fifths = list(zip(*(window.fifths() for window in windows), strict=True))
+
+        def used(name: str) -> float:
+            return sum(window.used(name) for window in windows)
+
+        def p99(parts: Sequence[Window]) -> float:
+            due = Calls.of_all([part.calls for part in parts]).answered
+            return (due if tenant is None else due.of(tenant)).percentile(99)
+
         return cls(
             name,
             seconds,
@@ -159,12 +193,12 @@ class Stage:
             answered.percentile(99),
             refused.percentile(50),
             refused.percentile(99),
-            tuple(answered.between(*fifth).percentile(99) for fifth in fifths),
-            busy / seconds,
-            seen.used(seen.loop, begin, end) / busy if busy else 0.0,
-            tuple(seen.largest(*fifth) for fifth in fifths),
-            seen.used(seen.caller, begin, end) / seconds,
-            seen.used(seen.stolen, begin, end) / seconds,
+            tuple(p99(parts) for parts in fifths),
+            used("processor") / seconds,
+            _share(used("loop"), used("processor")) if used("processor") else 0.0,
+            tuple(max(part.seen.largest(part.begin, part.end) for part in parts) for parts in fifths),
+            used("caller") / seconds,
+            used("stolen") / seconds,
             float(np.percentile(calls.late, 99)) if len(calls) else float("nan"),
         )
 
@@ -209,8 +243,9 @@ class Figures:
 
     Attributes:
         costs: seconds of the server for a call of each kind of the mix.
-        capacity: no rest between calls, at the beginning and at the end.
-        normal, flood, after: the three loads, one after the other.
+        capacity: no rest between calls, before the flood and after it.
+        normal: before the flood and after it, each time with regard to the capacity just measured.
+        flood, after: the load of the flood, and that to which it falls.
         recovered: seconds from the end of the flood until calls took no longer than usual; infinite where they never
             did.
         tenancies: two tenants.
@@ -257,37 +292,43 @@ class _Measurement:
     def figures(self) -> Figures:
         costs = tuple(self._cost(kind) for kind in range(len(MIX)))
         before = self._at_capacity("before")
-        rate, minutes = before.answered, self._effort.minutes
-        stages = ((NORMAL, minutes * 20), (FLOOD, minutes * 60), (AFTER, minutes * 5))
-        edges = np.cumsum([0.0, *(seconds for _, seconds in stages)]).tolist()
-        loops = [self._poisson(load * rate, edges[i], edges[i + 1]) for i, (load, _) in enumerate(stages)]
-        seen = self._watched([self._tenant()], merged(loops))
-        normal, flood, after = (
-            Stage.of(f"{load:.0%} of capacity", seen, edges[i], edges[i + 1]) for i, (load, _) in enumerate(stages)
-        )
+        first, flood, falling = self._loads(before.answered, (NORMAL, 15), (FLOOD, 60), (AFTER, 5))
+        # A machine that others share may be another one by now, and what is usual another time.
+        after = self._at_capacity("after")
+        (last,) = self._loads(after.answered, (NORMAL, 15))
+        normal = Stage.of(f"{NORMAL:.0%} of capacity", first, last)
         return Figures(
             costs,
-            (before, self._at_capacity("after")),
+            (before, after),
             normal,
-            flood,
-            after,
-            recovery(seen.calls, edges[2], edges[3], normal.p99),
-            tuple(self._tenancies(rate)),
+            Stage.of(f"{FLOOD:.0%} of capacity", flood),
+            Stage.of(f"{AFTER:.0%} of capacity", falling),
+            recovery(falling.seen.calls, falling.begin, falling.end, normal.p99),
+            tuple(self._tenancies(after.answered)),
             tuple(self._small()),
             self._long(),
         )
+
+    def _loads(self, rate: float, *loads: tuple[float, float]) -> list[Window]:
+        """Shares of a rate, one after the other, each for so many seconds of every minute asked for."""
+        edges = np.cumsum([0.0, *(self._effort.minutes * seconds for _, seconds in loads)]).tolist()
+        times = list(pairwise(edges))
+        loops = [self._poisson(load * rate, *time) for (load, _), time in zip(loads, times, strict=True)]
+        seen = self._watched([self._tenant()], merged(loops))
+        return [Window(seen, *time) for time in times]
 
     def _cost(self, kind: int) -> float:
         """Seconds of the server for a call of one kind, without rest between calls."""
         seconds = self._effort.of(2, 0) or 0.3
         loop = Kept(SATURATING, seconds, np.full(1, kind), heeding=True)
-        alone = Stage.of("", self._watched([self._tenant()], loop), 0.0, seconds)
+        alone = Stage.of("", Window(self._watched([self._tenant()], loop), 0.0, seconds))
         return _share(alone.busy, alone.answered)
 
     def _at_capacity(self, name: str) -> Stage:
         warm, seconds = self._effort.of(2, 0), self._effort.of(10, 1)
         loop = Kept(SATURATING, warm + seconds, self._kinds(10_000), heeding=True)
-        return Stage.of(f"no rest between calls, {name}", self._watched([self._tenant()], loop), warm, warm + seconds)
+        seen = self._watched([self._tenant()], loop)
+        return Stage.of(f"no rest between calls, {name}", Window(seen, warm, warm + seconds))
 
     def _tenancies(self, rate: float) -> Iterator[Tenancy]:
         seconds = self._effort.minutes * 10
@@ -300,12 +341,12 @@ class _Measurement:
         for name, other, one, bound in tenancies[: self._effort.of(len(tenancies), 1)]:
             own = self._poisson(STEADY * rate, 0.0, seconds, 1)
             both = merged([self._poisson(FLOOD * rate, 0.0, seconds), own])
-            alone, beside = (self._watched([other, one], loop) for loop in (own, both))
+            alone, beside = (Window(self._watched([other, one], loop), 0.0, seconds) for loop in (own, both))
             yield Tenancy(
                 name,
-                Stage.of(f"{STEADY:.0%} of capacity", alone, 0.0, seconds, 1),
-                Stage.of(f"{STEADY:.0%} of capacity", beside, 0.0, seconds, 1),
-                Stage.of(f"{FLOOD:.0%} of capacity", beside, 0.0, seconds, 0),
+                Stage.of(f"{STEADY:.0%} of capacity", alone, tenant=1),
+                Stage.of(f"{STEADY:.0%} of capacity", beside, tenant=1),
+                Stage.of(f"{FLOOD:.0%} of capacity", beside, tenant=0),
                 bound,
             )
 
@@ -317,7 +358,7 @@ class _Measurement:
             loop = Kept(at_once, seconds, np.zeros(1, np.int64), heeding)
             seen = self._calling.watched(self._server, TRANSFORM, [tenant], message, loop, TIMEOUT_SECONDS)
             again = "when told to" if heeding else "at once"
-            yield Stage.of(f"{at_once} at once, refused ones again {again}", seen, 0.0, seconds)
+            yield Stage.of(f"{at_once} at once, refused ones again {again}", Window(seen, 0.0, seconds))
 
     def _long(self) -> Long:
         request = LONGEST.message(double=True)
@@ -476,10 +517,11 @@ def tables(seen: Figures, effort: Effort) -> str:
     """What was measured, as it stands in the documentation."""
     results = [(*result.cells()[:-1], "tried" if effort.quick else result.cells()[-1]) for result in bars(seen)]
     answered = seen.capacity[0]
-    mean = answered.busy / answered.answered
+    mean, later = answered.busy / answered.answered, seen.capacity[1].answered
     capacity = (
         f"Capacity: {answered.answered:.0f} calls of the mix a second, {mean * 1e3:.2f} ms of the server each; after"
-        f" everything else {seen.capacity[1].answered:.0f}. A call of the callers' process takes it"
+        f" the flood {later:.0f}, of which it was {seen.flood.calls / later:.1f} times as many. A call of the callers'"
+        f" process takes it"
         f" {seen.flood.caller / seen.flood.calls * 1e6:.0f} us of its own processor, so it could make"
         f" {seen.flood.calls / seen.flood.caller:.0f} a second."
     )

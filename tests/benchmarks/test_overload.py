@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import overload  # noqa: E402
-from benchmarks.load import Callers, Calls, Due, Kept, Tenant, callers  # noqa: E402
+from benchmarks.load import Callers, Calls, Due, Kept, Tenant, Watched, callers  # noqa: E402
 from benchmarks.processes import Running  # noqa: E402
 from benchmarks.served import TRANSFORM  # noqa: E402
 
@@ -91,7 +91,7 @@ def test_what_became_of_calls_is_told_apart(server: Running, calling: Callers) -
     assert calls.refused.pushback.tolist() == [0.07]
     assert calls.unanswered.codes() == {"RESOURCE_EXHAUSTED": 1, "INTERNAL": 1}
     assert calls.wrong.tolist() == [False, False, False, False, True]
-    stage = overload.Stage.of("all", seen, 0.0, 1.0)
+    stage = overload.Stage.of("all", overload.Window(seen, 0.0, 1.0))
     assert (stage.calls, stage.answered, stage.refused, stage.wrong) == (5, 2, 1, 1)
 
 
@@ -134,6 +134,29 @@ def test_recovered_is_when_calls_take_no_longer_than_usual() -> None:
     assert overload.recovery(calls(zeros), 2.0, 5.0, 0.5) == 0.0
     assert overload.recovery(calls(np.where(due < 3.0, 8, 0)), 1.0, 5.0, 0.5) == pytest.approx(2.0, abs=0.051)
     assert overload.recovery(calls(zeros), 1.0, 5.0, 0.001) == float("inf")
+
+
+def _seen(due: list[float], times: list[float], processor: list[float]) -> Watched:
+    number, zeros = len(due), np.zeros(len(due), np.int64)
+    calls = Calls(
+        np.array(due), zeros, zeros, np.zeros(number), np.array(times), zeros, np.full(number, np.nan), zeros == 1
+    )
+    at = np.arange(len(processor), dtype=float)
+    return Watched(calls, at, 100.0 * (at + 1), np.array(processor), *[at / 4] * 3)
+
+
+def test_one_load_made_at_two_times_is_one_stage() -> None:
+    before = _seen([0.5, 1.5, 2.5], [0.1, 0.2, 9.0], [0.0, 0.5, 1.0, 1.0])
+    after = _seen([0.5, 3.5], [9.0, 0.3], [0.0, 1.0, 1.0, 1.0, 1.5, 2.0])
+    stage = overload.Stage.of("both", overload.Window(before, 0.0, 2.0), overload.Window(after, 3.0, 5.0))
+    assert (stage.seconds, stage.calls, stage.answered, stage.p50) == (4.0, 0.75, 0.75, 0.2)
+    assert stage.p99 == pytest.approx(np.percentile([0.1, 0.2, 0.3], 99))
+    assert stage.busy == pytest.approx((1.0 + 1.0) / 4)
+    assert stage.loop == pytest.approx(1.0 / 2.0)
+    # 0.5 s into the one and into the other; 1.5 s into the one alone.
+    assert stage.p99_of_fifths[1] == pytest.approx(np.percentile([0.1, 0.3], 99))
+    assert stage.p99_of_fifths[3] == pytest.approx(0.2)
+    assert max(stage.resident_of_fifths) == 500.0
 
 
 def test_two_loads_are_made_as_one_in_order() -> None:

@@ -48,6 +48,11 @@ class Failures:
         self.pause = max(asked, self._own_pause * random.uniform(0.8, 1.2))
         return self.pause
 
+    @property
+    def seen(self) -> str:
+        """What was last seen go wrong, in a word for the log; empty where nothing was said."""
+        return self._said.seen if isinstance(self._said, Unavailable) else str(self._said or "")
+
     def reason(self, seconds: float) -> PkpoError | None:
         """The last error of theirs, where an attempt after it that had `seconds`, and no answer, says less than that.
 

@@ -90,7 +90,13 @@ def refused(field: str, description: str) -> InvalidArgument:
 
 
 class Unavailable(PkpoError, ConnectionError):
-    """The service answered UNAVAILABLE until the retries were used up."""
+    """The service answered UNAVAILABLE until the retries were used up.
+
+    Attributes:
+        seen: what it said, or what gRPC last saw go wrong; empty if nothing.
+    """
+
+    seen: str = ""
 
 
 class DeadlineExceeded(PkpoError, TimeoutError):

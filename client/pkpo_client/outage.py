@@ -38,15 +38,23 @@ class Outage:
         """Whether the service is away."""
         return self._since is not None
 
-    def begin(self, waited: float) -> None:
-        """The service was found unreachable, after `waited` seconds."""
+    def begin(self, waited: float, seen: str) -> None:
+        """The service was found unreachable.
+
+        Args:
+            waited: seconds until then.
+            seen: what went wrong, as far as anyone said; may be empty.
+        """
         with self._lock:
             if self._since is not None:
                 return
             self._since, self._batches = time.monotonic(), 0
             self._probe_at = 0.0
         logger.warning(
-            "%s cannot be reached (tried for %.1f s); computing in this process until it is back", self._address, waited
+            "%s cannot be reached (tried for %.1f s%s); computing in this process until it is back",
+            self._address,
+            waited,
+            seen and f"; {seen}",
         )
 
     def computed_here(self) -> None:

@@ -185,10 +185,10 @@ class Remote(ABC):
             if isinstance(work, ServerLimits):
                 return (yield from self._asking_limits(seconds, patient))
             return (yield from self._asking(work, seconds, patient))
-        except Unavailable:
+        except Unavailable as error:
             if self._engine is None or isinstance(work, Info):
                 raise
-            self._outage.begin(time.monotonic() - started)
+            self._outage.begin(time.monotonic() - started, error.seen)
             self._probe()
             return (yield from self._answering_here(work))
 
@@ -243,7 +243,7 @@ class Remote(ABC):
         if window.broken:
             self._engine.prepare()
         if window.nobody_answers:
-            self._outage.begin(window.waited)
+            self._outage.begin(window.waited, window.seen)
         return self._outage.ongoing
 
     def _give_up_overdue(self, window: Window, now: float, trouble: str | None) -> bool:
@@ -261,7 +261,7 @@ class Remote(ABC):
         connected = not window.broken and trouble is None
         silent = connected and window.heard_nothing_since(overdue[0])
         if not connected and self._engine is not None:
-            self._outage.begin(now - overdue[0].started)
+            self._outage.begin(now - overdue[0].started, trouble or window.seen)
             window.start_over()
             return True
         for item in overdue:
@@ -290,7 +290,7 @@ class Remote(ABC):
         error.__cause__ = failure
         if self._engine is not None and isinstance(error, Unavailable) and never_again(error):
             self._engine.prepare()
-            self._outage.begin(waited)
+            self._outage.begin(waited, error.seen)
             return None
         return None if isinstance(error, Unauthenticated) and self._endpoint.metadata != carried else error
 

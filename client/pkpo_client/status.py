@@ -116,7 +116,7 @@ def unreachable(address: str, waited: float, seen: str) -> Unreachable:
         f"no connection to {address} within {waited:.1f} s{seen and f' ({seen})'}. Is pkpo-server running there, is "
         "the address right, and do both speak TLS and trust each other, or neither?"
     )
-    error.advice = _GO_ON
+    error.seen, error.advice = seen, _GO_ON
     return error
 
 
@@ -141,7 +141,7 @@ def _error(
         return InvalidArgument.of(*found) if found else InvalidArgument(said)
     if code is grpc.StatusCode.UNAVAILABLE:
         unavailable = Unavailable(f"{address} was unavailable for {waited:.1f} s, retries included: {said}")
-        unavailable.advice = f".{_GO_ON}"
+        unavailable.seen, unavailable.advice = said, f".{_GO_ON}"
         return unavailable
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return deadline_exceeded(address, waited)

@@ -161,6 +161,11 @@ class Window:
         """Seconds that the first batch has waited."""
         return self._clock.now() - self._items[0].started if self._items else 0.0
 
+    @property
+    def seen(self) -> str:
+        """What the stream last broke of, as far as anyone said."""
+        return self._failures.seen
+
     def admit(self, operation: Operation[Any]) -> Item:
         """Another batch."""
         item = Item(operation, self._clock.now())

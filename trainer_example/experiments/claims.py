@@ -151,7 +151,7 @@ CLAIMS = (
         for figure in (SOLVED, "pass@1", "pass@16")
     ),
     *(_one("after", "sums", figure, _K8, _K1) for figure in ("pass@1", "max@1")),
-    _one("after", "fog", "pass@1", _K1, BASE),
+    *(_one("after", "fog", figure, _K1, BASE) for figure in ("pass@1", "pass@16")),
     _one("after", "digits", "pass@16", _K1, BASE),
     _one("after", "ambiguous", "pass@16", _K1, BASE),
     _one("after", "again", "pass@16", _K1, BASE),
